@@ -1,0 +1,151 @@
+"""Training volumes and the augmented crops that are drawn from them.
+
+TIFF stacks or .npy files come in as they are; batches of float32 crops in grey levels go out. Each source is held in
+memory in its own dtype. Which sections are held out for validation is decided here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from zarr_emcodec.errors import MissingExtraError, SpecError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One volume to learn from.
+
+    Attributes
+    ----------
+    path : Path
+        TIFF stack or .npy, axes (z, y, x).
+    weight : float
+        Share of the crops drawn from it.
+    isotropic : bool
+        Whether xz and yz planes look like xy planes and may be drawn too.
+    held_out : int
+        Sections at the end that are kept for validation.
+    """
+
+    path: Path
+    weight: float = 1.0
+    isotropic: bool = False
+    held_out: int = 0
+
+
+def read_volume(path: Path) -> NDArray[np.generic]:
+    """A TIFF stack or .npy file as an array with axes (z, y, x)."""
+    if path.suffix == ".npy":
+        volume = np.load(path, allow_pickle=False)
+    else:
+        try:
+            import tifffile
+        except ImportError as error:
+            raise MissingExtraError("reading TIFF", extra="train") from error
+        volume = tifffile.imread(path)
+    if volume.ndim == 2:
+        volume = volume[None]
+    if volume.ndim != 3:
+        raise SpecError(f"{path.name}: needs axes (z, y, x), has shape {volume.shape}.", name="path", value=str(path))
+    return np.asarray(volume)
+
+
+class CropSampler:
+    """Draws augmented crops; the same seed draws the same crops.
+
+    Flips, quarter turns, any plane of an isotropic volume, scale 0.7 to 1.4 (other voxel sizes), contrast, brightness
+    and gamma (other stains and detectors), blur and noise (other optics and doses).
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        At least one.
+    crop : int
+        Edge of a crop in voxels.
+    seed : int
+        Of the generator.
+    """
+
+    def __init__(self, sources: Sequence[Source], crop: int, seed: int) -> None:
+        self.crop = crop
+        self.random = np.random.default_rng(seed)
+        self.planes: list[list[NDArray[np.generic]]] = []
+        self.windows: list[tuple[float, float]] = []
+        self.validation: list[NDArray[np.float32]] = []
+        for source in sources:
+            volume = read_volume(source.path)
+            offset, scale = grey_window(volume)
+            kept = volume[: len(volume) - source.held_out]
+            views = [kept]
+            if source.isotropic:
+                views += [kept.transpose(1, 0, 2), kept.transpose(2, 0, 1)]
+            self.planes.append(views)
+            self.windows.append((offset, scale))
+            for section in volume[len(volume) - source.held_out :][::4]:
+                self.validation.append(((section.astype(np.float32) - offset) / scale).astype(np.float32))
+        weights = np.array([s.weight for s in sources], float)
+        self.weights = weights / weights.sum()
+
+    def raw_crop(self, edge: int) -> NDArray[np.float32]:
+        """A random square of at most `edge` voxels, in grey levels, not augmented."""
+        which = int(self.random.choice(len(self.planes), p=self.weights))
+        views = self.planes[which]
+        view = views[int(self.random.integers(len(views)))]
+        section = view[int(self.random.integers(len(view)))]
+        h, w = (min(edge, n) for n in section.shape)
+        y, x = (int(self.random.integers(n - m + 1)) for n, m in zip(section.shape, (h, w), strict=True))
+        offset, scale = self.windows[which]
+        return (section[y : y + h, x : x + w].astype(np.float32) - offset) / scale
+
+    def batch(self, size: int) -> Tensor:
+        """Augmented crops ``[size, 1, crop, crop]`` float32, grey levels within 0 to 255."""
+        return torch.stack([self._augmented() for _ in range(size)])
+
+    def _augmented(self) -> Tensor:
+        rng = self.random
+        zoom = float(np.exp(rng.uniform(np.log(0.7), np.log(1.4)))) if rng.random() < 0.5 else 1.0
+        crop = torch.from_numpy(np.ascontiguousarray(self.raw_crop(round(self.crop / zoom))))[None, None]
+        if crop.shape[-2:] != (self.crop, self.crop):
+            crop = F.interpolate(crop, (self.crop, self.crop), mode="bilinear", antialias=True, align_corners=False)
+        x = crop[0]
+        turns = int(rng.integers(4))
+        x = torch.rot90(x, turns, (1, 2))
+        if rng.random() < 0.5:
+            x = x.flip(2)
+        if rng.random() < 0.7:
+            mean = float(x.mean())
+            contrast = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))
+            x = (x - mean) * contrast + mean + float(rng.uniform(-25, 25))
+        if rng.random() < 0.3:
+            x = 255 * (x.clamp(0, 255) / 255) ** float(np.exp(rng.uniform(-0.4, 0.4)))
+        if rng.random() < 0.1:
+            x = _blurred(x, float(rng.uniform(0.4, 1.2)))
+        if rng.random() < 0.25:
+            x = x + torch.from_numpy(rng.normal(0, rng.uniform(1, 10), tuple(x.shape)).astype(np.float32))
+        return x.clamp(0, 255).contiguous()
+
+
+def grey_window(volume: NDArray[np.generic]) -> tuple[float, float]:
+    """Offset and scale that bring a volume to grey levels of 0 to 255: the identity for uint8."""
+    if volume.dtype == np.uint8:
+        return 0.0, 1.0
+    low, high = np.percentile(volume[:: max(1, len(volume) // 8)], (0.1, 99.9))
+    scale = max(float(high - low), 1e-6) / 224.0
+    return float(low) - 16.0 * scale, scale
+
+
+def _blurred(x: Tensor, sigma: float) -> Tensor:
+    taps = torch.arange(-3, 4, dtype=torch.float32)
+    kernel = torch.exp(-(taps**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    x = F.pad(x[None], (3, 3, 3, 3), mode="reflect")
+    x = F.conv2d(F.conv2d(x, kernel.view(1, 1, 7, 1)), kernel.view(1, 1, 1, 7))
+    return x[0]
