@@ -16,7 +16,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m zarr_emcodec.train", description=__doc__)
     parser.add_argument("recipe", choices=sorted(RECIPES))
     parser.add_argument("--data", type=Path, required=True, help="folder with the training volumes")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="written every minute, resumed from when present")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="written every minute, resumed from when present"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="time budget over all runs of this checkpoint")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)

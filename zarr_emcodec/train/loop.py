@@ -98,7 +98,8 @@ class Trainer:
         chosen = {id(p) for p in linear}
         others = [p for p in self.model.parameters() if id(p) not in chosen]
         self.optimiser = torch.optim.Adam(
-            [{"params": linear, "lr": config.rate_linear}, {"params": others, "lr": config.rate_conv}], betas=(0.9, 0.98)
+            [{"params": linear, "lr": config.rate_linear}, {"params": others, "lr": config.rate_conv}],
+            betas=(0.9, 0.98),
         )
         saved = torch.load(checkpoint, map_location=self.device, weights_only=True) if checkpoint.exists() else None
         # a resumed run must not draw the crops of its first minutes again
@@ -142,7 +143,9 @@ class Trainer:
         config = self.config
         grey = self.sampler.batch(config.batch).to(self.device)
         low, high = math.log(config.step_low), math.log(config.step_high)
-        steps = torch.from_numpy(np.exp(self.random.uniform(low, high, config.batch)).astype(np.float32)).to(self.device)
+        steps = torch.from_numpy(np.exp(self.random.uniform(low, high, config.batch)).astype(np.float32)).to(
+            self.device
+        )
         bits, error = self.forward(grey, steps)
         loss, _ = rate_distortion(bits, error, steps)
         self.optimiser.zero_grad(set_to_none=True)

@@ -64,9 +64,7 @@ def quantise(values: Tensor, scale: Tensor) -> Tensor:
     return values + (symbols - values).detach()
 
 
-def rate_distortion(
-    rate_bits: Tensor, squared_error: Tensor, steps: Tensor
-) -> tuple[Tensor, Tensor]:
+def rate_distortion(rate_bits: Tensor, squared_error: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     """Mean log of the Lagrangian, so that coarse and fine levels pull equally.
 
     Parameters

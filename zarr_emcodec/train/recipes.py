@@ -35,6 +35,10 @@ RECIPES: dict[str, TrainConfig] = {
 }
 
 
+RATIOS: dict[str, tuple[float, float]] = {"vae-2d-s16": (4.0, 48.0), "vae-2d-s32": (24.0, 512.0)}
+"""The ratios that each model is offered for. Their held-out curves cross near 28x."""
+
+
 def standard_sources(folder: Path) -> list[Source]:
     """The volumes that the shipped models were trained on, as far as they lie in `folder`.
 

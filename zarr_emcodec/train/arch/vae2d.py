@@ -33,10 +33,8 @@ class ArchConfig:
         Voxels per latent cell and axis: 8 times a power of two.
     channels : int
         Latent channels per cell.
-    levels : int
-        Steps of the quality ladder.
     step_min, step_max : float
-        Quantiser step of the first and the last level, in grey levels of an orthonormal transform.
+        Ends of the quality ladder: quantiser steps in grey levels of an orthonormal transform.
     enc_widths, dec_widths : tuple of int
         Channels of the convolutional path at strides 8, 16, ... up to ``stride``.
     enc_blocks, dec_blocks : tuple of int
@@ -45,7 +43,6 @@ class ArchConfig:
 
     stride: int = 16
     channels: int = 192
-    levels: int = 128
     step_min: float = 4.0
     step_max: float = 640.0
     enc_widths: tuple[int, ...] = (64, 128)
@@ -60,11 +57,12 @@ class ArchConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ArchConfig:
         """Inverse of `to_dict`, also from JSON, where tuples have become lists."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        words: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**words)
 
-    def steps(self) -> NDArray[np.float64]:
-        """Quantiser step of each level, shape (levels,): a geometric ladder."""
-        return np.asarray(np.geomspace(self.step_min, self.step_max, self.levels))
+    def steps(self, levels: int) -> NDArray[np.float64]:
+        """Quantiser step of each of so many levels, shape (levels,): a geometric ladder."""
+        return np.asarray(np.geomspace(self.step_min, self.step_max, levels))
 
     def halo(self) -> tuple[int, int]:
         """Latent cells around a cell that its encoder and its decoder see."""
@@ -172,14 +170,18 @@ class Synthesis(nn.Module):
 
     def film_of(self, coarseness: Tensor) -> Tensor:
         """Scale and shift ``[B, 2 * width]`` of the first stage for a coarseness ``[B]``."""
-        powers = torch.stack([coarseness, coarseness**2, coarseness**3], 1)
-        return self.film(powers)
+        return self.film(self.powers(coarseness))
+
+    def powers(self, coarseness: Tensor) -> Tensor:
+        """What the level is told as: ``[B, 3]``."""
+        return torch.stack([coarseness, coarseness**2, coarseness**3], 1)
 
     def synthesise(self, latents: Tensor, squashed: Tensor, film: Tensor) -> Tensor:
         with _full_precision(latents):
             blocks = self.linear(latents / GREY_SCALE)  # (B, s*s, h, w): a block's voxels as channels, see block_order
         patches = F.pixel_shuffle(blocks, self.config.stride // PATCH)  # (B, 64, H/8, W/8)
-        scale, shift = film[:, :, None, None].chunk(2, 1)
+        width = self.config.dec_widths[-1]
+        scale, shift = film[:, :width, None, None], film[:, width:, None, None]
         h = squashed
         for i, stage in enumerate(self.stages):
             if i == len(self.stages) - 1:

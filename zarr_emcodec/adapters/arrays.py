@@ -1,0 +1,222 @@
+"""Arrays as users make and open them: the right place for the codec in each Zarr format, models that travel along.
+
+`create_array` and `open` return ordinary `zarr.Array` objects; nothing here is needed to read one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import StorePath
+
+from zarr_emcodec.adapters import numcodecs, zarr3
+from zarr_emcodec.codecs.vae import VAESpec
+from zarr_emcodec.errors import ModelError, SpecError
+from zarr_emcodec.runtime import find_model, register_embedded
+
+EMBEDDED = ".emcodec"
+"""Folder beside an array's metadata that holds the models which travel with it, one subfolder for each digest."""
+_MAX_EMBEDDED_FILES = 8
+_SECTIONS, _EDGE = 16, 512  # default chunk: what the shipped models' figures are measured with
+_ATTRIBUTE = "emcodec"
+
+
+def create_array(
+    store: Any,
+    *,
+    data: Any = None,
+    shape: tuple[int, ...] | None = None,
+    dtype: DTypeLike | None = None,
+    chunks: tuple[int, ...] | None = None,
+    shards: tuple[int, ...] | None = None,
+    ratio: float | None = None,
+    codec: numcodecs.VAECodec | zarr3.VAECodec | VAESpec | None = None,
+    zarr_format: Literal[2, 3] = 3,
+    fill_value: Any = 0,
+    attributes: dict[str, Any] | None = None,
+    embed_model: bool = False,
+    **kwargs: Any,
+) -> zarr.Array[Any]:
+    """Create a Zarr array whose chunks are stored as latents.
+
+    Parameters
+    ----------
+    store : store, path or URL
+        As for `zarr.create_array`.
+    data : array_like, optional
+        Written at once; gives shape and dtype.
+    shape, dtype
+        Of the array, where there are no data.
+    chunks : tuple of int, optional
+        16 x 512 x 512 (last three axes), cut to the shape, when not given.
+    shards : tuple of int, optional
+        Zarr v3 only; multiples of `chunks`.
+    ratio : float, optional
+        Short for ``codec=VAECodec(ratio=ratio)``.
+    codec : VAECodec of either format, or VAESpec, optional
+        For everything beyond a ratio.
+    zarr_format : {2, 3}
+        In v2 the codec is the compressor, in v3 the serializer.
+    fill_value
+        Of missing chunks.
+    attributes : dict, optional
+        User attributes; what was done to the data is added under "emcodec".
+    embed_model : bool
+        Copy the model's decoder beside the array, so that the data can be read wherever this package is, for as long
+        as it is.
+    **kwargs
+        For `zarr.create_array` (``name``, ``overwrite``, ``dimension_names``, ``storage_options``, ...).
+
+    Returns
+    -------
+    zarr.Array
+
+    Raises
+    ------
+    SpecError
+        If both `ratio` and `codec` are given, the dtype is not one of grey values, or a model lacks the ratio.
+
+    Examples
+    --------
+    >>> volume = np.tile(np.arange(128, dtype="u1"), (4, 128, 1))
+    >>> array = create_array(zarr.storage.MemoryStore(), data=volume, ratio=32)
+    >>> array.shape, array.dtype
+    ((4, 128, 128), dtype('uint8'))
+    """
+    for word in ("serializer", "compressors", "filters"):
+        if word in kwargs:
+            raise SpecError(f"{word}= is set by create_array; pass codec=, or use zarr.create_array.", name=word)
+    if codec is not None and ratio is not None:
+        raise SpecError("pass ratio= or codec=, not both.", name="ratio", value=ratio)
+    if data is not None:
+        data = np.asarray(data) if not hasattr(data, "dtype") else data
+        shape, dtype = data.shape, data.dtype
+    if shape is None or dtype is None:
+        raise SpecError("pass data=, or shape= and dtype=.", name="shape", value=shape)
+    spec = codec if isinstance(codec, VAESpec) else codec.spec if codec is not None else VAESpec(ratio=ratio)
+    place: dict[str, Any]
+    if zarr_format == 3:
+        place = {"serializer": zarr3.VAECodec(spec), "compressors": None, "shards": shards}
+    elif shards is not None:
+        raise SpecError("shards= needs zarr_format=3.", name="shards", value=shards)
+    else:
+        place = {"compressors": zarr3.VAECodec(spec).to_v2(), "filters": None}
+    note = {"model": spec.model, "digest": spec.digest, "lossy": spec.max_error != 0}
+    array = zarr.create_array(
+        store,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks or default_chunks(shape),
+        zarr_format=zarr_format,
+        fill_value=fill_value,
+        attributes={**(attributes or {}), _ATTRIBUTE: note},
+        **place,
+        **kwargs,
+    )
+    if embed_model:
+        embed(array, spec.digest)
+    if data is not None:
+        array[...] = data
+    return array
+
+
+def default_chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """16 x 512 x 512 voxels of the last three axes, one of every axis before them, cut to the shape.
+
+    Examples
+    --------
+    >>> default_chunks((2, 100, 2000, 300))
+    (1, 16, 512, 300)
+    """
+    edges = (1,) * max(len(shape) - 3, 0) + (_SECTIONS, _EDGE, _EDGE)[-min(len(shape), 3) :]
+    return tuple(max(1, min(edge, n)) for edge, n in zip(edges, shape, strict=True))
+
+
+def embed(array: zarr.Array[Any], digest: str) -> None:
+    """Copy a model's decoder into the array's own folder, under ``.emcodec/<digest>/``."""
+    files = find_model(digest).decoder_files()
+    folder = array.store_path / EMBEDDED / digest.removeprefix("sha256:")
+    for name, data in files.items():
+        sync((folder / name).set(default_buffer_prototype().buffer.from_bytes(data)))
+
+
+def open(  # noqa: A001  # the package's own `open`, as in zarr
+    store: Any,
+    *,
+    path: str | None = None,
+    mode: Literal["r", "r+", "a"] = "r",
+    trust_embedded: bool = False,
+    **kwargs: Any,
+) -> zarr.Array[Any] | zarr.Group:
+    """Open a Zarr array or group, taking up the models that travel with it.
+
+    Parameters
+    ----------
+    store : store, path or URL
+        As for `zarr.open`.
+    path : str, optional
+        Of the node in the store.
+    mode : {"r", "r+", "a"}
+        Read, or read and write.
+    trust_embedded : bool
+        Load embedded models whose digest is not known here. Only networks are loaded, never code, but a network
+        decides what you see: trust it as you trust the data.
+    **kwargs
+        For `zarr.open`.
+
+    Returns
+    -------
+    zarr.Array or zarr.Group
+
+    Raises
+    ------
+    ModelError
+        If an array's model is embedded but not trusted, or its files are not those that the digest names.
+    """
+    node = zarr.open(store, path=path, mode=mode, **kwargs)
+    arrays = [node] if isinstance(node, zarr.Array) else [a for _, a in node.arrays()]
+    for array in arrays:
+        digest = array.attrs.get(_ATTRIBUTE, {})
+        if isinstance(digest, dict) and isinstance(digest.get("digest"), str):
+            _take_up(array.store_path, digest["digest"], trust_embedded)
+    return node
+
+
+def _take_up(place: StorePath, digest: str, trust: bool) -> None:
+    """Register an embedded model unless it is here already."""
+    from zarr_emcodec.errors import ModelNotFoundError
+
+    try:
+        find_model(digest)
+        return
+    except ModelNotFoundError:
+        folder = place / EMBEDDED / digest.removeprefix("sha256:")
+        card = sync((folder / "card.json").get(default_buffer_prototype()))
+        if card is None:
+            return  # reading a chunk will say which model is missing
+    text = card.to_bytes()
+    files = {"card.json": text, **{name: _read(folder, name) for name in _file_names(text)}}
+    register_embedded(files, trust=trust, digest=digest)
+
+
+def _file_names(card: bytes) -> list[str]:
+    try:
+        names = list(json.loads(card)["decoder"]["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError("embedded model: card.json does not list the decoder's files.") from error
+    if len(names) > _MAX_EMBEDDED_FILES or not all(isinstance(n, str) and n.isascii() and "/" not in n for n in names):
+        raise ModelError("embedded model: card.json lists files that are none of a decoder's.")
+    return names
+
+
+def _read(folder: StorePath, name: str) -> bytes:
+    data = sync((folder / name).get(default_buffer_prototype()))
+    if data is None:
+        raise ModelError(f"embedded model: {name} is missing beside its card.")
+    return data.to_bytes()

@@ -1,0 +1,200 @@
+"""`VAECodec` for Zarr v3: a serializer (array to bytes), batched, with decoding of parts of a chunk.
+
+Both codec pipelines are served: the batched one calls ``encode``, ``decode`` and ``decode_partial`` with many chunks,
+which share inference; the fused one calls the synchronous methods, one chunk at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+from zarr.abc.codec import ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin
+from zarr.registry import register_codec
+
+from zarr_emcodec import codecs
+from zarr_emcodec._types import Chunk
+from zarr_emcodec.codecs.encode import check_dtype
+from zarr_emcodec.codecs.vae import Mode, VAESpec
+from zarr_emcodec.errors import FrameError, SpecError
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, NDBuffer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, init=False)
+class VAECodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
+    """Electron microscopy through a trained autoencoder, as a Zarr v3 serializer.
+
+    Parameters
+    ----------
+    ratio, model, mode, min_psnr, max_error, window, background, digest
+        As in `zarr_emcodec.VAECodec`; a ready `VAESpec` may stand in place of `ratio`.
+
+    Notes
+    -----
+    ``zarr.create_array(..., serializer=VAECodec(ratio=64), compressors=None)``. Anything after it, even a checksum,
+    only costs: frames are dense and checked already.
+    """
+
+    NAME: ClassVar[str] = "emcodec.vae"
+    is_fixed_size: ClassVar[bool] = False  # type: ignore[misc]  # the base declares an instance attribute
+
+    spec: VAESpec = field()
+
+    def __init__(
+        self,
+        ratio: float | VAESpec | None = None,
+        *,
+        model: str = "auto",
+        mode: Mode = "entropy",
+        min_psnr: float | None = None,
+        max_error: float | None = None,
+        window: tuple[float, float] | None = None,
+        background: float | Literal["auto"] | None = "auto",
+        digest: str = "",
+    ) -> None:
+        if not isinstance(ratio, VAESpec):
+            ratio = VAESpec(
+                ratio=ratio,
+                model=model,
+                mode=mode,
+                min_psnr=min_psnr,
+                max_error=max_error,
+                window=window,
+                background=background,
+                digest=digest,
+            )
+        object.__setattr__(self, "spec", ratio)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """From metadata: ``{"name": ..., "configuration": {...}}``."""
+        return cls(VAESpec.from_config(data.get("configuration") or {}, codec=cls.NAME))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What stands in ``zarr.json``."""
+        return {"name": self.NAME, "configuration": self.spec.to_config()}
+
+    def to_v2(self) -> Any:
+        """The same codec for numcodecs and Zarr v2."""
+        from zarr_emcodec.adapters.numcodecs import VAECodec as Compressor
+
+        return Compressor.from_config(self.spec.to_config())
+
+    def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
+        """Refuse arrays of labels and of too many axes when they are created, not at their first chunk."""
+        check_dtype(dtype.to_native_dtype())
+        if len(shape) == 1 or len(shape) > 5:
+            raise SpecError(f"array has {len(shape)} axes, 2 to 5 are possible.", name="shape", value=shape)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Not known beforehand: frames vary in size."""
+        raise NotImplementedError
+
+    async def encode(self, chunks_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]) -> list[Buffer | None]:
+        """Encode a batch; None (a chunk of fill value) passes through."""
+        return await asyncio.to_thread(_present, self._encode_batch, list(chunks_and_specs))
+
+    async def decode(self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]) -> list[NDBuffer | None]:
+        """Decode a batch; None (a missing chunk) passes through."""
+        return await asyncio.to_thread(_present, self._decode_batch, list(chunks_and_specs))
+
+    async def decode_partial(self, batch_info: Iterable[tuple[Any, Any, ArraySpec]]) -> list[NDBuffer | None]:
+        """Decode selections of a batch of chunks; whole sections that are not selected are not decoded.
+
+        Frames are fetched whole: they are small, and a frame's checksum covers all of it.
+        """
+        items = list(batch_info)
+        data = await asyncio.gather(*(getter.get(prototype=spec.prototype) for getter, _, spec in items))
+        work = [(d, (selection, spec)) for d, (_, selection, spec) in zip(data, items, strict=True)]
+        return await asyncio.to_thread(_present, self._select_batch, work)
+
+    async def _decode_partial_single(self, byte_getter: Any, selection: Any, chunk_spec: ArraySpec) -> NDBuffer | None:
+        return (await self.decode_partial([(byte_getter, selection, chunk_spec)]))[0]
+
+    def _decode_partial_sync(self, byte_getter: Any, selection: Any, chunk_spec: ArraySpec) -> NDBuffer | None:
+        data = byte_getter.get_sync(prototype=chunk_spec.prototype)
+        return _present(self._select_batch, [(data, (selection, chunk_spec))])[0]
+
+    async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
+        return await asyncio.to_thread(self._encode_sync, chunk_array, chunk_spec)
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        return await asyncio.to_thread(self._decode_sync, chunk_bytes, chunk_spec)
+
+    def _encode_sync(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
+        return self._encode_batch([(chunk_array, chunk_spec)])[0]
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        return self._decode_batch([(chunk_bytes, chunk_spec)])[0]
+
+    def _encode_batch(self, items: list[tuple[NDBuffer, ArraySpec]]) -> list[Buffer]:
+        # chunks are views of the user's array: their memory order is not the stored array's business in v3
+        arrays = [np.ascontiguousarray(chunk.as_numpy_array()) for chunk, _ in items]
+        frames = codecs.encode_many(self.spec, arrays)
+        return [spec.prototype.buffer.from_bytes(frame) for frame, (_, spec) in zip(frames, items, strict=True)]
+
+    def _decode_batch(self, items: list[tuple[Buffer, ArraySpec]]) -> list[NDBuffer]:
+        chunks = codecs.decode_many([data.to_bytes() for data, _ in items])
+        return [_as_buffer(chunk, spec) for chunk, (_, spec) in zip(chunks, items, strict=True)]
+
+    def _select_batch(self, items: list[tuple[Buffer, tuple[Any, ArraySpec]]]) -> list[NDBuffer]:
+        planes = [_planes(selection, spec.shape) for _, (selection, spec) in items]
+        whole = [i for i, span in enumerate(planes) if span is None]
+        chunks: dict[int, Chunk] = dict(
+            zip(whole, codecs.decode_many([items[i][0].to_bytes() for i in whole]), strict=True)
+        )
+        out = []
+        for i, (data, (selection, spec)) in enumerate(items):
+            span = planes[i]
+            if span is None:
+                _check_shape(chunks[i], spec)
+                part = chunks[i][selection]
+            else:
+                part = codecs.decode_sections(data.to_bytes(), *span)
+                _check_shape(part, spec, planes=span[1] - span[0])
+                part = part[(slice(None, None, selection[0].step), *selection[1:])]
+            out.append(spec.prototype.nd_buffer.from_numpy_array(np.ascontiguousarray(part)))
+        return out
+
+
+def _present(function: Callable[[list[tuple[T, Any]]], list[R]], items: list[tuple[T | None, Any]]) -> list[R | None]:
+    """Apply a batch function to the chunks that are there."""
+    there = [(chunk, spec) for chunk, spec in items if chunk is not None]
+    results = iter(function(there) if there else [])
+    return [None if chunk is None else next(results) for chunk, _ in items]
+
+
+def _as_buffer(chunk: Chunk, spec: ArraySpec) -> NDBuffer:
+    _check_shape(chunk, spec)
+    return spec.prototype.nd_buffer.from_numpy_array(chunk)
+
+
+def _check_shape(chunk: Chunk, spec: ArraySpec, planes: int | None = None) -> None:
+    expected = spec.shape if planes is None else (planes, *spec.shape[1:])
+    if chunk.shape != expected:
+        raise FrameError(
+            f"frame decodes to shape {chunk.shape}, the array's chunks are {expected}. It belongs to another array.",
+            field="shape",
+        )
+
+
+def _planes(selection: Any, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The range of planes of the first axis that a basic selection needs; None where all of the chunk is needed."""
+    if not isinstance(selection, tuple) or not selection or not isinstance(selection[0], slice) or len(shape) < 3:
+        return None
+    start, stop, step = selection[0].indices(shape[0])
+    if step < 1 or stop <= start or (start, stop) == (0, shape[0]):
+        return None
+    return start, stop
+
+
+register_codec(VAECodec.NAME, VAECodec)

@@ -1,0 +1,9 @@
+"""Chunks to frames and back: frozen specs, and the chain that joins transform, runtime, entropy and frame."""
+
+from __future__ import annotations
+
+from zarr_emcodec.codecs.decode import decode_many, decode_sections
+from zarr_emcodec.codecs.encode import encode_many
+from zarr_emcodec.codecs.vae import VAESpec
+
+__all__ = ["VAESpec", "decode_many", "decode_sections", "encode_many"]

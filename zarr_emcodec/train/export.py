@@ -1,0 +1,303 @@
+"""A checkpoint to a model directory: networks as ONNX, a quality ladder with frozen tables, a card with every figure.
+
+The card is generated here and nowhere else. Weights are stored in float16 and computed with in float32. Of the
+training data only statistics enter: which table fits each channel at each level.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zarr_emcodec.codecs.quantise import Ladder
+from zarr_emcodec.entropy.tables import build_tables
+from zarr_emcodec.errors import MissingExtraError
+from zarr_emcodec.runtime import canonical_digest
+from zarr_emcodec.train.arch.vae2d import VAE2d
+from zarr_emcodec.train.data import CropSampler, Source
+from zarr_emcodec.train.loop import TrainConfig, load_checkpoint
+
+SCALES = tuple(float(s) for s in np.geomspace(0.08, 420.0, 60))  # 15 % apart: a wrong neighbour costs under 0.3 %
+SHAPES = (0.7, 1.0, 1.6)  # peaked as high frequencies of texture are, Laplace, near Gaussian as low ones are
+_HALF_MIN = 2048  # elements: smaller tensors (biases, gains) stay float32, they weigh nothing
+LEVELS = 256  # all that a frame's byte can name: 2 % of a step, 3 to 4 % of the bytes from one to the next
+_TABLE_CROPS = 64
+_OPSET = 17
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: VAE2d) -> None:
+        super().__init__()
+        self.analysis = model.analysis
+
+    def forward(self, grey: Tensor) -> Tensor:
+        return self.analysis(grey)
+
+
+class _Decoder(nn.Module):
+    """The synthesis with the step and the coarseness of each level looked up in tables."""
+
+    step: Tensor
+    gain: Tensor
+    variance: Tensor
+    coarseness: Tensor
+
+    def __init__(self, model: VAE2d, config: TrainConfig) -> None:
+        super().__init__()
+        self.synthesis = model.synthesis
+        steps = torch.as_tensor(model.config.steps(LEVELS), dtype=torch.float32)
+        # the networks saw no coarser or finer steps than these: beyond, they are told the nearest that they know
+        known = steps.clamp(config.step_low, config.step_high)
+        self.register_buffer("step", steps[:, None])
+        self.register_buffer("gain", torch.exp(model.log_step)[None])
+        self.register_buffer("variance", 2 * torch.exp(2 * model.log_scale)[None])
+        self.register_buffer("coarseness", model.synthesis.powers(model.coarseness(known)))
+
+    def forward(self, symbols: Tensor, level: Tensor) -> Tensor:
+        gain = torch.index_select(self.step, 0, level) * self.gain  # (B, C)
+        film = self.synthesis.film(torch.index_select(self.coarseness, 0, level))
+        latents = symbols * gain[:, :, None, None]
+        spread = torch.sqrt(self.variance + gain * gain)
+        return self.synthesis.synthesise(latents, latents / spread[:, :, None, None], film)
+
+
+def export(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    name: str,
+    version: int,
+    ratio_range: tuple[float, float],
+    sources: Sequence[Source],
+    licence: str = "BSD-3-Clause",
+) -> dict[str, Any]:
+    """Write a model directory.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        As `Trainer` writes it.
+    folder : Path
+        The model directory; files of the same names are replaced.
+    name, version : str, int
+        The model's id is ``name@version``; never reuse a version.
+    ratio_range : (float, float)
+        Ratios that the model is offered for.
+    sources : sequence of Source
+        The training volumes: their statistics choose the tables, their held-out sections are measured.
+    licence : str
+        Of the weights.
+
+    Returns
+    -------
+    dict
+        The card.
+    """
+    model, config, steps_taken = load_checkpoint(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    sampler = CropSampler(sources, 512, seed=1)
+    with torch.inference_mode():
+        arrays = fit_ladder(model, sampler)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    h = model.config.stride * 4
+    files = {
+        "encoder.onnx": _to_onnx(_Encoder(model), {"grey": torch.full((2, 1, h, h), 128.0)}, "latents"),
+        "decoder.onnx": _to_onnx(
+            _Decoder(model, config),
+            {"symbols": torch.zeros(2, model.config.channels, 4, 4), "level": torch.zeros(2, dtype=torch.int64)},
+            "grey",
+        ),
+        "tables.npz": buffer.getvalue(),
+    }
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
+    card = _card(model, config, files, f"{name}@{version}", ratio_range, licence)
+    card["training"] = {
+        "config": config.to_dict(),
+        "steps": steps_taken,
+        "volumes": [{"file": s.path.name, "weight": s.weight, "held_out_sections": s.held_out} for s in sources],
+    }
+    write_card(folder, card)
+    return card
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write ``card.json``; also how measured figures are added to a card later."""
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def fit_ladder(model: VAE2d, sampler: CropSampler) -> dict[str, NDArray[Any]]:
+    """Tables, and for each level and channel the table that codes the training crops in the fewest bits.
+
+    Returns
+    -------
+    dict
+        Members of ``tables.npz``: those of `Tables`, ``index``, ``step`` and ``gain``.
+    """
+    stride = model.config.stride
+    columns = []
+    for _ in range(_TABLE_CROPS):
+        crop = sampler.raw_crop(512)
+        h, w = (n // stride * stride for n in crop.shape)
+        latents = model.analysis(torch.from_numpy(np.ascontiguousarray(crop[:h, :w]))[None, None])
+        columns.append(latents[0].flatten(1).numpy())
+    latents_flat = np.concatenate(columns, axis=1)[:, :: max(1, stride // 8)]  # (C, m), some 30,000 cells
+    tables = build_tables(SCALES, SHAPES)
+    arrays = {
+        **tables.to_arrays(),
+        "step": model.config.steps(LEVELS).astype(np.float32),
+        "gain": np.exp(model.log_step.numpy()),
+    }
+    middle = 1 + len(SCALES) + len(SCALES) // 3
+    index = np.full((LEVELS, model.config.channels), middle, np.uint8)
+    ladder = Ladder({**arrays, "index": index})
+    for level in range(LEVELS):
+        # thresholds of the quantiser depend on the tables: both are found in turns, from the level before
+        guess = index[max(level - 1, 0)]
+        for _ in range(2 if level else 4):
+            guess = ladder.best_tables(ladder.quantise(latents_flat, level, guess))
+        index[level] = guess
+    return {**arrays, "index": index}
+
+
+def _to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str) -> bytes:
+    """ONNX bytes with free batch and spatial axes, large weights in float16."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("exporting a model", extra="train") from error
+    buffer = io.BytesIO()
+    image = {0: "n", 2: "h", 3: "w"}
+    axes = {key: image if value.ndim == 4 else {0: "n"} for key, value in inputs.items()}
+    torch.onnx.export(
+        module.eval(),
+        tuple(inputs.values()),
+        buffer,
+        input_names=list(inputs),
+        output_names=[output],
+        dynamic_axes={**axes, output: image},
+        opset_version=_OPSET,
+        dynamo=False,
+    )
+    graph = onnx.load_from_string(buffer.getvalue())
+    _halve_weights(graph)
+    for node in graph.graph.node:  # names of the source tree say nothing to a reader and cost bytes
+        node.doc_string = ""
+    onnx.checker.check_model(graph)
+    return bytes(graph.SerializeToString())
+
+
+def _halve_weights(graph: Any) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for i, tensor in enumerate(graph.graph.initializer):
+        values = numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < _HALF_MIN or tensor.name.endswith("coarseness"):
+            continue
+        name = tensor.name
+        graph.graph.initializer[i].CopyFrom(numpy_helper.from_array(values.astype(np.float16), name + ".half"))
+        casts.append(helper.make_node("Cast", [name + ".half"], [name], to=TensorProto.FLOAT))
+    for cast in reversed(casts):
+        graph.graph.node.insert(0, cast)
+
+
+def _card(
+    model: VAE2d,
+    config: TrainConfig,
+    files: dict[str, bytes],
+    model_id: str,
+    ratio_range: tuple[float, float],
+    licence: str,
+) -> dict[str, Any]:
+    arch = model.config
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    encoder_halo, decoder_halo = arch.halo()
+    decoder = {
+        "files": {name: hashes[name] for name in ("decoder.onnx", "tables.npz")},
+        "ndim": 2,
+        "stride": [arch.stride, arch.stride],
+        "channels": arch.channels,
+        "levels": LEVELS,
+        "halo": [decoder_halo, decoder_halo],
+    }
+    edge = 256
+    grid = edge // arch.stride
+    return {
+        "format": 1,
+        "id": model_id,
+        "codec": "vae",
+        "digest": f"sha256:{canonical_digest(decoder).hex()}",
+        "decoder": decoder,
+        "encoder": {"files": {"encoder.onnx": hashes["encoder.onnx"]}, "halo": [encoder_halo, encoder_halo]},
+        "ratio_range": list(ratio_range),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "mac_per_voxel": {
+            "encode": round(_macs(_Encoder(model), (torch.zeros(1, 1, edge, edge),)) / edge**2, 1),
+            "decode": round(
+                _macs(
+                    _Decoder(model, config),
+                    (torch.zeros(1, arch.channels, grid, grid), torch.zeros(1, dtype=torch.int64)),
+                )
+                / edge**2,
+                1,
+            ),
+        },
+        "licence": licence,
+    }
+
+
+def _macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Multiply-accumulates of all convolutions of one call."""
+    total = 0
+
+    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer, nn.Conv2d)
+        total += output.numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+
+    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Conv2d)]
+    with torch.inference_mode():
+        module(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def main() -> None:
+    """``python -m zarr_emcodec.train.export``: one checkpoint to one model directory."""
+    import argparse
+
+    from zarr_emcodec.train.recipes import RATIOS, RECIPES, standard_sources
+
+    parser = argparse.ArgumentParser(prog="python -m zarr_emcodec.train.export", description=main.__doc__)
+    parser.add_argument("recipe", choices=sorted(RECIPES))
+    parser.add_argument("--data", type=Path, required=True, help="folder with the training volumes")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder that gets <recipe>/")
+    parser.add_argument("--version", type=int, default=1, help="never reuse one that was released")
+    args = parser.parse_args()
+    card = export(
+        args.checkpoint,
+        args.models / args.recipe,
+        name=args.recipe,
+        version=args.version,
+        ratio_range=RATIOS[args.recipe],
+        sources=standard_sources(args.data),
+    )
+    print(json.dumps({key: card[key] for key in ("id", "digest", "parameters", "mac_per_voxel", "ratio_range")}))
+
+
+if __name__ == "__main__":
+    main()
