@@ -6,6 +6,7 @@ step is undone by its twin from the chunk's shape and the window alone, both of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -80,20 +81,18 @@ def from_grey(grey: NDArray[np.float32], window: Window | None, dtype: np.dtype[
 
 
 def sections_of(chunk: Chunk) -> Chunk:
-    """View a chunk of any dimension as independent sections, shape (n, y, x); leading axes are folded into n."""
-    if chunk.ndim < 2:
-        return chunk.reshape(1, 1, -1)
+    """View a chunk of at least two axes as independent sections, shape (n, y, x); leading axes are folded into n."""
     return chunk.reshape(-1, *chunk.shape[-2:])
 
 
 def n_sections(shape: Shape) -> int:
     """How many sections `sections_of` makes of a chunk of this shape."""
-    return int(np.prod(shape[:-2], dtype=np.int64)) if len(shape) > 2 else 1
+    return math.prod(shape[:-2])
 
 
 def section_shape(shape: Shape) -> tuple[int, int]:
     """Extent (y, x) of the sections of a chunk of this shape."""
-    return (1, shape[0] if shape else 1) if len(shape) < 2 else (shape[-2], shape[-1])
+    return shape[-2], shape[-1]
 
 
 def cells(extent: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
@@ -102,7 +101,7 @@ def cells(extent: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
 
 
 def pad_to_stride(sections: NDArray[np.float32], stride: tuple[int, int]) -> NDArray[np.float32]:
-    """Grow sections to whole strides at the high end of each axis, by reflection about the outer edge of the last voxel.
+    """Grow sections to whole strides at the high end of each axis, by reflection about the last voxel's outer edge.
 
     Reflection keeps the texture's statistics, so that the padding costs few bits; sections smaller than the stride are
     reflected as often as it takes. Undoing it needs the original extent only.

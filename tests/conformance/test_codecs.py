@@ -124,7 +124,7 @@ def test_background_is_exact() -> None:
         value = array[-1, -1, -1] if name != "hole" else 0
         codec = zarr_emcodec.VAECodec(ratio=16)
         frame = codec.encode(array)
-        assert zarr_emcodec.inspect(frame).kind == "MASKED"
+        assert zarr_emcodec.inspect(frame).kind == "masked"
         assert (codec.decode(frame)[array == value] == value).all(), name
 
 

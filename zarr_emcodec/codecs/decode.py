@@ -22,7 +22,7 @@ from zarr_emcodec.codecs import inference, lossless, mask
 from zarr_emcodec.codecs.latents import StreamPlan, join_streams, plan_streams
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy import coder
-from zarr_emcodec.errors import ModelError, UnsupportedFrameError
+from zarr_emcodec.errors import FrameError, ModelError, UnsupportedFrameError
 from zarr_emcodec.frame import Frame, Kind, Limits, Tier, unpack
 from zarr_emcodec.runtime import Model, Options, current, find_model
 
@@ -124,7 +124,7 @@ def _plain(frame: Frame) -> Chunk:
 def _open_latent(frame: Frame, planes: tuple[int, int] | None) -> _Latent:
     if frame.tier is not Tier.FULL:
         raise UnsupportedFrameError(
-            f"frame is at tier '{frame.tier.name.lower()}', its codec has only 'full'. Upgrade zarr_emcodec to read it.",
+            f"frame is at tier '{frame.tier.name.lower()}', this reader has only 'full'. Upgrade zarr_emcodec.",
             field="tier",
         )
     assert frame.model is not None  # the frame's reader has checked it
@@ -138,6 +138,8 @@ def _open_latent(frame: Frame, planes: tuple[int, int] | None) -> _Latent:
         background = mask.unpack_mask(sections[0], frame.shape, native)
         sections = sections[1:]
     shape = frame.shape if background is None else background.shape
+    if len(shape) < 2:
+        raise FrameError(f"latent frame of shape {shape}: latents need two axes or more.", field="shape")
     n = transform.n_sections(shape)
     start, stop = 0, n
     if planes is not None and background is None and len(shape) >= 3:

@@ -206,6 +206,13 @@ def check_chunk(chunk: Chunk, options: Options) -> None:
         Naming what was given and what to do instead.
     """
     check_dtype(chunk.dtype)
+    if chunk.ndim == 1:
+        raise SpecError(
+            "chunk is flat: a filter before the codec takes its shape away. Use the codec without filters, on "
+            "arrays of 2 to 5 axes.",
+            name="shape",
+            value=chunk.shape,
+        )
     if chunk.ndim > 5:
         raise SpecError(f"chunk has {chunk.ndim} axes, at most 5 are possible.", name="shape", value=chunk.shape)
     if chunk.size == 0:

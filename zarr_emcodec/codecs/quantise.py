@@ -77,7 +77,8 @@ class Ladder:
     def _thresholds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Per table: above which fraction of a step 0 becomes 1, and n - 1 becomes n >= 2.
 
-        ``n`` beats ``n - 1`` in ``(v - n)**2 + PRICE * bits`` where ``v > n - 1/2 + PRICE / 2 * (bits(n) - bits(n-1))``.
+        ``n`` beats ``n - 1`` in ``(v - n)**2 + PRICE * bits`` where
+        ``v > n - 1/2 + PRICE / 2 * (bits(n) - bits(n - 1))``.
         """
         zero, one, two = (self._cost[:, _HALF_WIDTH + n] for n in range(3))
         first = np.clip(0.5 + PRICE / 2 * (one - zero), 0.5, 1.2)

@@ -103,7 +103,7 @@ class CropSampler:
         h, w = (min(edge, n) for n in section.shape)
         y, x = (int(self.random.integers(n - m + 1)) for n, m in zip(section.shape, (h, w), strict=True))
         offset, scale = self.windows[which]
-        return (section[y : y + h, x : x + w].astype(np.float32) - offset) / scale
+        return np.asarray((section[y : y + h, x : x + w].astype(np.float32) - offset) / scale, np.float32)
 
     def batch(self, size: int) -> Tensor:
         """Augmented crops ``[size, 1, crop, crop]`` float32, grey levels within 0 to 255."""
@@ -137,7 +137,7 @@ def grey_window(volume: NDArray[np.generic]) -> tuple[float, float]:
     """Offset and scale that bring a volume to grey levels of 0 to 255: the identity for uint8."""
     if volume.dtype == np.uint8:
         return 0.0, 1.0
-    low, high = np.percentile(volume[:: max(1, len(volume) // 8)], (0.1, 99.9))
+    low, high = np.percentile(volume[:: max(1, len(volume) // 8)].astype(np.float64), (0.1, 99.9))
     scale = max(float(high - low), 1e-6) / 224.0
     return float(low) - 16.0 * scale, scale
 

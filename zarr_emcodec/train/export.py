@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import math
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,8 @@ class _Encoder(nn.Module):
         self.analysis = model.analysis
 
     def forward(self, grey: Tensor) -> Tensor:
-        return self.analysis(grey)
+        latents: Tensor = self.analysis(grey)
+        return latents
 
 
 class _Decoder(nn.Module):
@@ -177,20 +180,22 @@ def _to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str) -> bytes
         import onnx
     except ImportError as error:
         raise MissingExtraError("exporting a model", extra="train") from error
-    buffer = io.BytesIO()
     image = {0: "n", 2: "h", 3: "w"}
     axes = {key: image if value.ndim == 4 else {0: "n"} for key, value in inputs.items()}
-    torch.onnx.export(
-        module.eval(),
-        tuple(inputs.values()),
-        buffer,
-        input_names=list(inputs),
-        output_names=[output],
-        dynamic_axes={**axes, output: image},
-        opset_version=_OPSET,
-        dynamo=False,
-    )
-    graph = onnx.load_from_string(buffer.getvalue())
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # deprecated, but the newer exporter computes shapes inside the graph, which every reader would have to run
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            f"{folder}/network.onnx",
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_axes={**axes, output: image},
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+        graph = onnx.load(f"{folder}/network.onnx")
     _halve_weights(graph)
     for node in graph.graph.node:  # names of the source tree say nothing to a reader and cost bytes
         node.doc_string = ""

@@ -9,6 +9,7 @@ may be coded piece by piece with the same result.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,8 +74,8 @@ class ArchConfig:
 
 def _reach(convolutions: tuple[int, ...], stride: int) -> int:
     # each 3 x 3 convolution sees one more cell of its own scale
-    voxels = sum(n * PATCH * 2**i for i, n in enumerate(convolutions))
-    return -(-voxels // stride)
+    voxels: int = sum(n * PATCH * 2**i for i, n in enumerate(convolutions))
+    return math.ceil(voxels / stride)
 
 
 def block_order(stride: int) -> NDArray[np.intp]:
@@ -96,15 +97,23 @@ class Residual(nn.Module):
         self.wide = nn.Conv2d(width, width, 3, padding=1)
         self.point = nn.Conv2d(width, width, 1)
         nn.init.normal_(self.point.weight, std=0.1 / width**0.5)
-        nn.init.zeros_(self.point.bias)
+        _zero(self.point.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.point(F.leaky_relu(self.wide(x), 0.1))
+        """``[B, width, h, w]`` to the same shape."""
+        out: Tensor = x + self.point(F.leaky_relu(self.wide(x), 0.1))
+        return out
 
 
 def _stage(inputs: int, width: int, blocks: int, *, kernel: int = 1) -> nn.Sequential:
     opening = nn.Conv2d(inputs, width, kernel, padding=kernel // 2)
     return nn.Sequential(opening, nn.LeakyReLU(0.1), *(Residual(width) for _ in range(blocks)))
+
+
+def _zero(*parameters: Tensor | None) -> None:
+    for parameter in parameters:
+        if parameter is not None:
+            nn.init.zeros_(parameter)
 
 
 def _full_precision(x: Tensor) -> torch.autocast:
@@ -120,23 +129,24 @@ class Analysis(nn.Module):
         self.stride = config.stride
         self.linear = nn.Conv2d(config.stride**2, config.channels, 1, bias=False)
         inputs = PATCH**2
-        stages = []
+        stages: list[nn.Module] = []
         for width, blocks in zip(config.enc_widths, config.enc_blocks, strict=True):
             stages.append(_stage(inputs, width, blocks, kernel=1 if stages else 3))
             inputs = 4 * width
         self.stages = nn.ModuleList(stages)
         self.head = nn.Conv2d(config.enc_widths[-1], config.channels, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        _zero(self.head.weight, self.head.bias)
 
     def forward(self, grey: Tensor) -> Tensor:
+        """Grey levels ``[B, 1, H, W]`` to latents ``[B, C, H/s, W/s]``."""
         x = (grey - GREY_OFFSET) / GREY_SCALE
         h = F.pixel_unshuffle(x, PATCH)  # (B, 64, H/8, W/8)
         with _full_precision(x):
             linear = self.linear(F.pixel_unshuffle(h, self.stride // PATCH))
         for i, stage in enumerate(self.stages):
             h = stage(h if i == 0 else F.pixel_unshuffle(h, 2))
-        return (linear + self.head(h).float()) * GREY_SCALE
+        latents: Tensor = (linear + self.head(h).float()) * GREY_SCALE
+        return latents
 
 
 class Synthesis(nn.Module):
@@ -160,9 +170,7 @@ class Synthesis(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.film = nn.Linear(3, 2 * widths[0])
         self.head = nn.Conv2d(widths[-1], PATCH**2, 1)
-        for zero in (self.film, self.head):
-            nn.init.zeros_(zero.weight)
-            nn.init.zeros_(zero.bias)
+        _zero(self.film.weight, self.film.bias, self.head.weight, self.head.bias)
 
     def forward(self, latents: Tensor, squash: Tensor, coarseness: Tensor) -> Tensor:
         """Latents ``[B, C, h, w]``, squash ``[B, C]``, log2 step scaled to about [-1, 1] ``[B]``."""
@@ -170,13 +178,15 @@ class Synthesis(nn.Module):
 
     def film_of(self, coarseness: Tensor) -> Tensor:
         """Scale and shift ``[B, 2 * width]`` of the first stage for a coarseness ``[B]``."""
-        return self.film(self.powers(coarseness))
+        film: Tensor = self.film(self.powers(coarseness))
+        return film
 
     def powers(self, coarseness: Tensor) -> Tensor:
         """What the level is told as: ``[B, 3]``."""
         return torch.stack([coarseness, coarseness**2, coarseness**3], 1)
 
     def synthesise(self, latents: Tensor, squashed: Tensor, film: Tensor) -> Tensor:
+        """Latents and squashed latents ``[B, C, h, w]``, scale and shift ``[B, 2 * width]``."""
         with _full_precision(latents):
             blocks = self.linear(latents / GREY_SCALE)  # (B, s*s, h, w): a block's voxels as channels, see block_order
         patches = F.pixel_shuffle(blocks, self.config.stride // PATCH)  # (B, 64, H/8, W/8)
@@ -184,6 +194,7 @@ class Synthesis(nn.Module):
         scale, shift = film[:, :width, None, None], film[:, width:, None, None]
         h = squashed
         for i, stage in enumerate(self.stages):
+            assert isinstance(stage, nn.Sequential)
             if i == len(self.stages) - 1:
                 h = torch.cat([F.pixel_shuffle(h, 2), patches], 1) if i else torch.cat([h, patches], 1)
             elif i:
@@ -191,7 +202,7 @@ class Synthesis(nn.Module):
             h = stage[1](stage[0](h))
             if i == 0:
                 h = h * (1 + scale) + shift
-            for block in stage[2:]:
+            for block in list(stage)[2:]:
                 h = block(h)
         return F.pixel_shuffle(patches + self.head(h).float(), PATCH) * GREY_SCALE + GREY_OFFSET
 
@@ -242,9 +253,10 @@ class VAE2d(nn.Module):
 
     def coarseness(self, steps: Tensor) -> Tensor:
         """Log of the step, mapped to [-1, 1] over the ladder."""
-        low, high = np.log(self.config.step_min), np.log(self.config.step_max)
+        low, high = math.log(self.config.step_min), math.log(self.config.step_max)
         return (torch.log(steps) - low) / (high - low) * 2 - 1
 
     def decode(self, latents: Tensor, steps: Tensor) -> Tensor:
         """Grey levels from dequantised latents (symbols times `gains`)."""
-        return self.synthesis(latents, self.squash(self.gains(steps)), self.coarseness(steps))
+        grey: Tensor = self.synthesis(latents, self.squash(self.gains(steps)), self.coarseness(steps))
+        return grey
