@@ -1,0 +1,130 @@
+"""How a volume is cut for streaming: boxes made of whole chunks (or shards), each small enough for memory.
+
+Shapes in, tuples of slices out. Pure arithmetic; no array and no store is touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, TypeAlias
+
+from zarr_emcodec.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from zarr_emcodec._types import Shape
+
+Box: TypeAlias = tuple[slice, ...]
+
+DEFAULT_CHUNKS = (16, 512, 512)
+BLOCK_BYTES = 1 << 26
+"""Raw bytes a job holds of the source at once, unless one chunk alone is larger."""
+
+
+def fit_chunks(shape: Shape, chunks: Sequence[int] | None = None) -> Shape:
+    """A chunk shape for an array.
+
+    Parameters
+    ----------
+    shape : tuple of int, voxels
+        Of the array.
+    chunks : sequence of int, voxels, optional
+        Asked for, as many as there are axes: kept, but no longer than the array. Without it, 16 x 512 x 512 on the
+        last axes and 1 on those before, stretched or shrunk on short axes so that no thin edge chunk remains: it
+        would be padded to full size, coded and stored.
+
+    Returns
+    -------
+    tuple of int, voxels
+
+    Raises
+    ------
+    SpecError
+        If `chunks` is of another length, or not positive.
+
+    Examples
+    --------
+    >>> fit_chunks((25, 625, 20000))
+    (13, 625, 512)
+    >>> fit_chunks((25, 625, 20000), (16, 512, 512))
+    (16, 512, 512)
+    """
+    if chunks is not None:
+        if len(chunks) != len(shape) or any(chunk < 1 for chunk in chunks):
+            raise SpecError(
+                f"chunks {tuple(chunks)}: the array has {len(shape)} axes, and each needs a positive length.",
+                name="chunks",
+                value=tuple(chunks),
+            )
+        return tuple(max(1, min(chunk, extent)) for chunk, extent in zip(chunks, shape, strict=True))
+    wanted = (1, 1, *DEFAULT_CHUNKS)[-len(shape) :] if len(shape) <= 5 else (1,) * len(shape)
+    return tuple(_even(extent, chunk) for extent, chunk in zip(shape, wanted, strict=True))
+
+
+def _even(extent: int, chunk: int) -> int:
+    if extent >= 4 * chunk or chunk == 1:  # at most a quarter of such an axis can be padding
+        return chunk
+    count = max(1, round(extent / chunk))
+    return max(1, math.ceil(extent / count))
+
+
+def grid_shape(shape: Shape, chunks: Shape) -> Shape:
+    """Chunks per axis."""
+    return tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+
+
+def chunk_indices(shape: Shape, chunks: Shape) -> Iterator[Shape]:
+    """Every chunk index in C order."""
+    return itertools.product(*(range(count) for count in grid_shape(shape, chunks)))
+
+
+def box_of(index: Shape, chunks: Shape, shape: Shape) -> Box:
+    """The voxels of one chunk, cut at the array's edge.
+
+    Examples
+    --------
+    >>> box_of((1, 0), (8, 8), (10, 5))
+    (slice(8, 10, None), slice(0, 5, None))
+    """
+    return tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, chunks, shape, strict=True))
+
+
+def grow(unit: Shape, shape: Shape, itemsize: int, *, limit: int | None = None) -> Shape:
+    """The largest box made of whole units that stays under `limit` bytes, last axes first.
+
+    Whole sections are read at once where memory allows it: that is how stacks of images lie on disk.
+
+    Parameters
+    ----------
+    unit, shape : tuple of int, voxels
+        What is written as one object; the array.
+    itemsize : int, bytes
+    limit : int, bytes, optional
+        `BLOCK_BYTES` when not given.
+
+    Examples
+    --------
+    >>> grow((16, 512, 512), (100, 1000, 1000), 1)
+    (64, 1000, 1000)
+    """
+    limit = BLOCK_BYTES if limit is None else limit
+    box = [min(u, n) for u, n in zip(unit, shape, strict=True)]
+    for axis in reversed(range(len(shape))):
+        others = itemsize * math.prod(box[:axis] + box[axis + 1 :])
+        units = max(1, limit // max(1, others * unit[axis]))
+        box[axis] = min(units * unit[axis], shape[axis])
+        if box[axis] < shape[axis]:
+            break
+    return tuple(max(1, extent) for extent in box)
+
+
+def boxes(shape: Shape, step: Shape) -> Iterator[Box]:
+    """Cut an array of `shape` into boxes of `step`, C order."""
+    return (box_of(index, step, shape) for index in chunk_indices(shape, step))
+
+
+def voxels(box: Box) -> int:
+    """Number of voxels in a box."""
+    return math.prod(part.stop - part.start for part in box)
