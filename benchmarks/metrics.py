@@ -1,0 +1,104 @@
+"""Voxels and rate-distortion points in, figures out: PSNR, SSIM, quality at a ratio, Bjontegaard rate difference.
+
+One definition for this codec and for its peers. A point is a mapping with at least ``ratio`` (raw bytes / coded
+bytes) and the quality it is asked for (``psnr`` in dB, ``ssim``). Knows no codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.ndimage import gaussian_filter
+
+Point: TypeAlias = Mapping[str, Any]
+Floats: TypeAlias = NDArray[np.float64]
+
+BD_RATIOS = (8.0, 256.0)  # the range over which two codecs are compared
+TABLE_RATIOS = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def psnr(a: NDArray[Any], b: NDArray[Any], *, peak: float = 255.0) -> float:
+    """Peak signal-to-noise ratio in dB over all voxels; 10 log10(peak^2 / 1e-12) where they are equal."""
+    error = np.mean([np.mean((x.astype(np.float64) - y.astype(np.float64)) ** 2) for x, y in zip(a, b, strict=True)])
+    return float(10 * np.log10(peak**2 / max(float(error), 1e-12)))
+
+
+def ssim(a: NDArray[Any], b: NDArray[Any], *, peak: float = 255.0, offset: float = 0.0) -> float:
+    """Mean over sections of the structural similarity of Wang et al. 2004.
+
+    Parameters
+    ----------
+    a, b : ndarray, shape (z, y, x)
+        Grey values; every section at least 11 x 11.
+    peak : float, grey levels
+        The dynamic range L.
+    offset : float, grey levels
+        Grey value that counts as 0: SSIM compares means, so it depends on it.
+
+    Notes
+    -----
+    11 x 11 Gaussian window with sigma 1.5, K1 = 0.01, K2 = 0.03; the 5-voxel border is left out (Wang, Bovik, Sheikh
+    and Simoncelli, IEEE TIP 13 (4), 2004, section III-B and C).
+    """
+    return float(np.mean([_ssim_of_section(x - offset, y - offset, peak) for x, y in _float_sections(a, b)]))
+
+
+def _float_sections(a: NDArray[Any], b: NDArray[Any]) -> list[tuple[Floats, Floats]]:
+    return [(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(a, b, strict=True)]
+
+
+def _smooth(image: Floats) -> Floats:
+    smoothed: Floats = gaussian_filter(image, 1.5, truncate=3.5)
+    return smoothed
+
+
+def _ssim_of_section(x: Floats, y: Floats, peak: float) -> float:
+    mean_x, mean_y = _smooth(x), _smooth(y)
+    var_x, var_y = _smooth(x * x) - mean_x**2, _smooth(y * y) - mean_y**2
+    covariance = _smooth(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return float((luminance * structure)[5:-5, 5:-5].mean())
+
+
+def at_ratio(points: Sequence[Point], ratio: float, key: str = "psnr") -> float:
+    """Quality at a compression ratio, by PCHIP over log(ratio); nan outside the measured range."""
+    curve = sorted({round(float(np.log(p["ratio"])), 9): float(p[key]) for p in points}.items())
+    if len(curve) < 2 or not curve[0][0] <= np.log(ratio) <= curve[-1][0]:
+        return float("nan")
+    x, y = np.array(curve).T
+    return float(PchipInterpolator(x, y)(np.log(ratio)))
+
+
+def bd_rate(
+    reference: Sequence[Point], other: Sequence[Point], key: str = "psnr", ratios: tuple[float, float] = BD_RATIOS
+) -> float:
+    """Mean rate difference of ``other`` to ``reference`` at equal quality, in percent; negative is fewer bytes.
+
+    PCHIP of log(rate) over quality (Bjontegaard, VCEG-M33, 2001, with PCHIP for the cubic), over the overlap of both
+    curves where the reference lies inside ``ratios``. nan where that overlap spans less than a factor of 3 in the
+    reference's rate: a mean over a sliver says nothing.
+    """
+    if min(len(reference), len(other)) < 2:
+        return float("nan")
+    (quality_r, rate_r), (quality_o, rate_o) = _rate_curve(reference, key), _rate_curve(other, key)
+    if min(len(quality_r), len(quality_o)) < 2:
+        return float("nan")
+    fit_r, fit_o = PchipInterpolator(quality_r, rate_r), PchipInterpolator(quality_o, rate_o)
+    grid = np.linspace(max(quality_r[0], quality_o[0]), min(quality_r[-1], quality_o[-1]), 4000)
+    grid = grid[(fit_r(grid) <= -np.log(ratios[0])) & (fit_r(grid) >= -np.log(ratios[1]))]
+    if grid.size < 10 or grid[0] > grid[-1] or abs(fit_r(grid[-1]) - fit_r(grid[0])) < np.log(3):
+        return float("nan")
+    return float((np.exp(np.mean(fit_o(grid) - fit_r(grid))) - 1) * 100)
+
+
+def _rate_curve(points: Sequence[Point], key: str) -> tuple[Floats, Floats]:
+    """Quality, ascending and distinct, and log(rate) up to a constant, made monotone."""
+    curve = np.array(sorted((float(p[key]), -np.log(p["ratio"])) for p in points))
+    distinct = np.concatenate([[True], np.diff(curve[:, 0]) > 1e-6])
+    return curve[distinct, 0], np.maximum.accumulate(curve[distinct, 1])
