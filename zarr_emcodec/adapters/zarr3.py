@@ -91,9 +91,7 @@ class VAECodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
         """Refuse arrays of labels and of too many axes when they are created, not at their first chunk."""
-        check_dtype(dtype.to_native_dtype())
-        if len(shape) == 1 or len(shape) > 5:
-            raise SpecError(f"array has {len(shape)} axes, 2 to 5 are possible.", name="shape", value=shape)
+        check_array(shape, dtype.to_native_dtype())
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         """Not known beforehand: frames vary in size."""
@@ -138,7 +136,7 @@ class VAECodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
 
     def _encode_batch(self, items: list[tuple[NDBuffer, ArraySpec]]) -> list[Buffer]:
         # chunks are views of the user's array: their memory order is not the stored array's business in v3
-        arrays = [np.ascontiguousarray(chunk.as_numpy_array()) for chunk, _ in items]
+        arrays = [np.asarray(chunk.as_numpy_array(), order="C") for chunk, _ in items]  # keeps 0-D as it is
         frames = codecs.encode_many(self.spec, arrays)
         return [spec.prototype.buffer.from_bytes(frame) for frame, (_, spec) in zip(frames, items, strict=True)]
 
@@ -161,8 +159,8 @@ class VAECodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
             else:
                 part = codecs.decode_sections(data.to_bytes(), *span)
                 _check_shape(part, spec, planes=span[1] - span[0])
-                part = part[(slice(None, None, selection[0].step), *selection[1:])]
-            out.append(spec.prototype.nd_buffer.from_numpy_array(np.ascontiguousarray(part)))
+                part = part[(_shifted(selection[0], span[0]), *selection[1:])]
+            out.append(spec.prototype.nd_buffer.from_numpy_array(np.asarray(part, order="C")))
         return out
 
 
@@ -188,13 +186,38 @@ def _check_shape(chunk: Chunk, spec: ArraySpec, planes: int | None = None) -> No
 
 
 def _planes(selection: Any, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """The range of planes of the first axis that a basic selection needs; None where all of the chunk is needed."""
-    if not isinstance(selection, tuple) or not selection or not isinstance(selection[0], slice) or len(shape) < 3:
+    """The range of planes of the first axis that a selection needs; None where that is all of them."""
+    if not isinstance(selection, tuple) or not selection or len(shape) < 3:
         return None
-    start, stop, step = selection[0].indices(shape[0])
-    if step < 1 or stop <= start or (start, stop) == (0, shape[0]):
-        return None
-    return start, stop
+    first = selection[0]
+    if isinstance(first, slice):
+        start, stop, step = first.indices(shape[0])
+        if step < 1 or stop <= start:
+            return None
+    else:  # one plane, or the index arrays of oindex and vindex
+        index = np.asarray(first)
+        if index.dtype.kind not in "iu" or index.size == 0 or index.min() < 0:
+            return None
+        start, stop = int(index.min()), int(index.max()) + 1
+    return None if (start, stop) == (0, shape[0]) else (start, stop)
+
+
+def _shifted(first: Any, start: int) -> Any:
+    """The selector of the first axis, counted from plane `start`."""
+    return slice(None, None, first.step) if isinstance(first, slice) else first - start
+
+
+def check_array(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+    """Refuse arrays whose chunks could not be encoded.
+
+    Raises
+    ------
+    SpecError
+        If the dtype is not one of grey values, or there are too few or too many axes.
+    """
+    check_dtype(dtype)
+    if len(shape) == 1 or len(shape) > 5:
+        raise SpecError(f"array has {len(shape)} axes, 2 to 5 are possible.", name="shape", value=shape)
 
 
 register_codec(VAECodec.NAME, VAECodec)
