@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import StorePath
 
+from zarr_emcodec._types import Chunk
 from zarr_emcodec.adapters import numcodecs, zarr3
 from zarr_emcodec.codecs.vae import VAESpec
 from zarr_emcodec.errors import ModelError, SpecError
@@ -80,7 +83,12 @@ def create_array(
     Raises
     ------
     SpecError
-        If both `ratio` and `codec` are given, the dtype is not one of grey values, or a model lacks the ratio.
+        If both `ratio` and `codec` are given, the dtype is not one of grey values, the array has one axis or more than
+        five, a model lacks the ratio, or the data hold NaN.
+
+    Notes
+    -----
+    Where writing the data fails, what has been written of the array is removed again.
 
     Examples
     --------
@@ -99,6 +107,10 @@ def create_array(
         shape, dtype = data.shape, data.dtype
     if shape is None or dtype is None:
         raise SpecError("pass data=, or shape= and dtype=.", name="shape", value=shape)
+    zarr3.check_array(shape, np.dtype(dtype))
+    chunks = chunks or default_chunks(shape)
+    if isinstance(data, np.ndarray) and data.dtype.kind == "f":
+        _check_finite(data, chunks)
     spec = codec if isinstance(codec, VAESpec) else codec.spec if codec is not None else VAESpec(ratio=ratio)
     place: dict[str, Any]
     if zarr_format == 3:
@@ -112,18 +124,52 @@ def create_array(
         store,
         shape=shape,
         dtype=dtype,
-        chunks=chunks or default_chunks(shape),
+        chunks=chunks,
         zarr_format=zarr_format,
         fill_value=fill_value,
         attributes={**(attributes or {}), _ATTRIBUTE: note},
         **place,
         **kwargs,
     )
-    if embed_model:
-        embed(array, spec.digest)
-    if data is not None:
-        array[...] = data
+    try:
+        if embed_model:
+            embed(array, spec.digest)
+        if data is not None:
+            array[...] = data
+    except Exception:
+        _remove(array, spec.digest)
+        raise
     return array
+
+
+def _check_finite(data: Chunk, chunks: tuple[int, ...]) -> None:
+    """Find NaN and infinity before anything is written: Zarr goes on with other chunks when one has failed."""
+    for coords in itertools.product(*(range(-(-n // edge)) for n, edge in zip(data.shape, chunks, strict=True))):
+        box = tuple(slice(i * edge, (i + 1) * edge) for i, edge in zip(coords, chunks, strict=True))
+        chunk = data[box]
+        # both are NaN where any voxel is; a chunk of nothing else is a constant, and those may hold anything
+        if not np.isfinite(np.stack([chunk.min(), chunk.max()])).all() and np.isfinite(chunk).any():
+            raise SpecError(
+                f"chunk {coords} holds NaN or infinite voxels beside others. Replace them by a finite background value "
+                "and pass it as background= of the codec, which keeps them exact.",
+                name="data",
+                value=coords,
+            )
+
+
+def _remove(array: zarr.Array[Any], digest: str) -> None:
+    """Delete the keys of an array, and no others: the place may hold more than we know."""
+    objects = array.shards or array.chunks
+    grid = [range(-(-n // edge)) for n, edge in zip(array.shape, objects, strict=True)]
+    chunks = (array.metadata.encode_chunk_key(coords) for coords in itertools.product(*grid))
+
+    async def delete() -> None:
+        for key in itertools.chain(("zarr.json", ".zarray", ".zattrs"), chunks):
+            await (array.store_path / key).delete()
+        await _embedded(array.store_path, digest).delete_dir()
+
+    with contextlib.suppress(NotImplementedError):  # a ZIP file cannot forget
+        sync(delete())
 
 
 def default_chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -134,16 +180,20 @@ def default_chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
     >>> default_chunks((2, 100, 2000, 300))
     (1, 16, 512, 300)
     """
-    edges = (1,) * max(len(shape) - 3, 0) + (_SECTIONS, _EDGE, _EDGE)[-min(len(shape), 3) :]
+    edges = (1,) * max(len(shape) - 3, 0) + (_SECTIONS, _EDGE, _EDGE)[3 - min(len(shape), 3) :]
     return tuple(max(1, min(edge, n)) for edge, n in zip(edges, shape, strict=True))
 
 
 def embed(array: zarr.Array[Any], digest: str) -> None:
     """Copy a model's decoder into the array's own folder, under ``.emcodec/<digest>/``."""
     files = find_model(digest).decoder_files()
-    folder = array.store_path / EMBEDDED / digest.removeprefix("sha256:")
+    folder = _embedded(array.store_path, digest)
     for name, data in files.items():
         sync((folder / name).set(default_buffer_prototype().buffer.from_bytes(data)))
+
+
+def _embedded(place: StorePath, digest: str) -> StorePath:
+    return place / EMBEDDED / digest.removeprefix("sha256:")
 
 
 def open(  # noqa: A001  # the package's own `open`, as in zarr
@@ -196,7 +246,7 @@ def _take_up(place: StorePath, digest: str, trust: bool) -> None:
         find_model(digest)
         return
     except ModelNotFoundError:
-        folder = place / EMBEDDED / digest.removeprefix("sha256:")
+        folder = _embedded(place, digest)
         card = sync((folder / "card.json").get(default_buffer_prototype()))
         if card is None:
             return  # reading a chunk will say which model is missing
