@@ -126,7 +126,7 @@ def test_an_array_is_described(stored: Path) -> None:
     [model] = found.models
     assert model.frames == 8
     assert model.found
-    assert found.config["ratio"] == 8
+    assert 8 <= found.config["ratio"] < 8.5  # the metadata have their share of the budget
     json.dumps(found.to_dict(), allow_nan=False)
 
 

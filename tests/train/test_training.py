@@ -53,8 +53,9 @@ def cost(trainer: Trainer) -> float:
 def test_the_loss_falls_and_a_run_resumes_where_it_was(source: Source, tmp_path: Path) -> None:
     trainer = Trainer(dataclasses.replace(CONFIG, warm_up=1), [source], tmp_path / "a.pt")
     with torch.no_grad():  # a start that is wrong in both paths: priors too wide, a decoder that adds noise
-        trainer.model.log_scale += 1.0
-        trainer.model.synthesis.head.weight += 0.1 * torch.randn_like(trainer.model.synthesis.head.weight)
+        trainer.model.log_scale.add_(1.0)
+        weight = trainer.model.synthesis.head.weight
+        weight.add_(0.1 * torch.randn_like(weight))
     before = cost(trainer)
     steps(trainer, 40)
     assert cost(trainer) < 0.98 * before

@@ -15,10 +15,11 @@ import zarr
 from numpy.typing import DTypeLike
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import StorePath
+from zarr.storage import MemoryStore, StorePath
 
 from zarr_emcodec._types import Chunk
 from zarr_emcodec.adapters import numcodecs, zarr3
+from zarr_emcodec.adapters.layout import fit_chunks, with_overhead
 from zarr_emcodec.codecs.vae import VAESpec
 from zarr_emcodec.errors import ModelError, SpecError
 from zarr_emcodec.runtime import find_model, register_embedded
@@ -26,7 +27,7 @@ from zarr_emcodec.runtime import find_model, register_embedded
 EMBEDDED = ".emcodec"
 """Folder beside an array's metadata that holds the models which travel with it, one subfolder for each digest."""
 _MAX_EMBEDDED_FILES = 8
-_SECTIONS, _EDGE = 16, 512  # default chunk: what the shipped models' figures are measured with
+_DOCUMENTS = ("zarr.json", ".zarray", ".zattrs")
 _ATTRIBUTE = "emcodec"
 
 
@@ -57,11 +58,12 @@ def create_array(
     shape, dtype
         Of the array, where there are no data.
     chunks : tuple of int, optional
-        16 x 512 x 512 (last three axes), cut to the shape, when not given.
+        About 16 x 512 x 512 (last three axes), fitted to the shape, when not given.
     shards : tuple of int, optional
         Zarr v3 only; multiples of `chunks`.
     ratio : float, optional
-        Short for ``codec=VAECodec(ratio=ratio)``.
+        Short for ``codec=VAECodec(ratio=ratio)``. Of the whole array: chunks are coded a little smaller, so that
+        metadata and shard indices fit in as well.
     codec : VAECodec of either format, or VAESpec, optional
         For everything beyond a ratio.
     zarr_format : {2, 3}
@@ -108,29 +110,26 @@ def create_array(
     if shape is None or dtype is None:
         raise SpecError("pass data=, or shape= and dtype=.", name="shape", value=shape)
     zarr3.check_array(shape, np.dtype(dtype))
-    chunks = chunks or default_chunks(shape)
+    chunks = chunks or fit_chunks(shape)
     if isinstance(data, np.ndarray) and data.dtype.kind == "f":
         _check_finite(data, chunks)
     spec = codec if isinstance(codec, VAESpec) else codec.spec if codec is not None else VAESpec(ratio=ratio)
-    place: dict[str, Any]
-    if zarr_format == 3:
-        place = {"serializer": zarr3.VAECodec(spec), "compressors": None, "shards": shards}
-    elif shards is not None:
+    if zarr_format == 2 and shards is not None:
         raise SpecError("shards= needs zarr_format=3.", name="shards", value=shards)
-    else:
-        place = {"compressors": zarr3.VAECodec(spec).to_v2(), "filters": None}
-    note = {"model": spec.model, "digest": spec.digest, "lossy": spec.max_error != 0}
-    array = zarr.create_array(
-        store,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunks,
-        zarr_format=zarr_format,
-        fill_value=fill_value,
-        attributes={**(attributes or {}), _ATTRIBUTE: note},
-        **place,
-        **kwargs,
-    )
+    asked = spec.ratio
+
+    def words(spec: VAESpec) -> dict[str, Any]:
+        codec = zarr3.VAECodec(spec)
+        place = {"serializer": codec, "compressors": None, "shards": shards}
+        if zarr_format == 2:
+            place = {"compressors": codec.to_v2(), "filters": None}
+        note = {"model": spec.model, "digest": spec.digest, "ratio": asked, "lossy": spec.max_error != 0}
+        fixed = {"shape": shape, "dtype": dtype, "chunks": chunks, "zarr_format": zarr_format, "fill_value": fill_value}
+        return {**fixed, "attributes": {**(attributes or {}), _ATTRIBUTE: note}, **place}
+
+    metadata = _metadata_bytes(words(spec))
+    spec = with_overhead(spec, shape, np.dtype(dtype).itemsize, metadata, (chunks, shards))
+    array = zarr.create_array(store, **words(spec), **kwargs)
     try:
         if embed_model:
             embed(array, spec.digest)
@@ -164,7 +163,7 @@ def _remove(array: zarr.Array[Any], digest: str) -> None:
     chunks = (array.metadata.encode_chunk_key(coords) for coords in itertools.product(*grid))
 
     async def delete() -> None:
-        for key in itertools.chain(("zarr.json", ".zarray", ".zattrs"), chunks):
+        for key in itertools.chain(_DOCUMENTS, chunks):
             await (array.store_path / key).delete()
         await _embedded(array.store_path, digest).delete_dir()
 
@@ -172,16 +171,12 @@ def _remove(array: zarr.Array[Any], digest: str) -> None:
         sync(delete())
 
 
-def default_chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """16 x 512 x 512 voxels of the last three axes, one of every axis before them, cut to the shape.
-
-    Examples
-    --------
-    >>> default_chunks((2, 100, 2000, 300))
-    (1, 16, 512, 300)
-    """
-    edges = (1,) * max(len(shape) - 3, 0) + (_SECTIONS, _EDGE, _EDGE)[3 - min(len(shape), 3) :]
-    return tuple(max(1, min(edge, n)) for edge, n in zip(edges, shape, strict=True))
+def _metadata_bytes(words: dict[str, Any]) -> int:
+    """Size of the metadata documents of an array, from one made in memory; whatever is wrong with it is found here."""
+    store = MemoryStore()
+    zarr.create_array(store, **words)
+    documents = (sync(store.get(key, default_buffer_prototype())) for key in _DOCUMENTS)
+    return sum(len(document) for document in documents if document is not None)
 
 
 def embed(array: zarr.Array[Any], digest: str) -> None:

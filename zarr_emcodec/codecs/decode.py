@@ -21,6 +21,7 @@ from zarr_emcodec._types import Buffer, Chunk, Shape
 from zarr_emcodec.codecs import inference, lossless, mask
 from zarr_emcodec.codecs.latents import StreamPlan, join_streams, plan_streams
 from zarr_emcodec.codecs.quantise import Ladder
+from zarr_emcodec.codecs.slots import slot
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.errors import FrameError, ModelError, UnsupportedFrameError
 from zarr_emcodec.frame import Frame, Kind, Limits, Tier, unpack
@@ -55,7 +56,14 @@ def decode_many(frames: Sequence[Buffer], options: Options | None = None) -> lis
     ModelNotFoundError
         If a frame's model is not on the search path.
     """
-    return _decode(frames, None, current() if options is None else options)
+    options = current() if options is None else options
+    with slot():
+        return decode_within_slot(frames, options)
+
+
+def decode_within_slot(frames: Sequence[Buffer], options: Options) -> list[Chunk]:
+    """`decode_many` for a caller that holds a slot already, as an encoder that checks its own output does."""
+    return _decode(frames, None, options)
 
 
 def decode_sections(data: Buffer, start: int, stop: int, options: Options | None = None) -> Chunk:
@@ -75,7 +83,9 @@ def decode_sections(data: Buffer, start: int, stop: int, options: Options | None
     ndarray, shape (stop - start, ...)
         Equal to the same planes of the whole chunk.
     """
-    return _decode([data], (start, stop), current() if options is None else options)[0]
+    options = current() if options is None else options
+    with slot():
+        return _decode([data], (start, stop), options)[0]
 
 
 @dataclass(eq=False)

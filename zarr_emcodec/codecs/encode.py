@@ -17,8 +17,9 @@ import numpy as np
 from zarr_emcodec import transform
 from zarr_emcodec._types import Chunk
 from zarr_emcodec.codecs import inference, lossless, mask
-from zarr_emcodec.codecs.decode import decode_many, ladder_of
+from zarr_emcodec.codecs.decode import decode_within_slot, ladder_of
 from zarr_emcodec.codecs.latents import ChunkLatents, Stream
+from zarr_emcodec.codecs.slots import slot
 from zarr_emcodec.codecs.vae import VAESpec
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.errors import SpecError
@@ -59,6 +60,11 @@ def encode_many(spec: VAESpec, chunks: Sequence[Chunk], options: Options | None 
         If a chunk is of another dtype, empty, larger than ``max_chunk_bytes``, or holds NaN or infinity.
     """
     options = current() if options is None else options
+    with slot():
+        return _encode(spec, chunks, options)
+
+
+def _encode(spec: VAESpec, chunks: Sequence[Chunk], options: Options) -> list[bytes]:
     jobs = [_Job(spec, np.asarray(chunk), options) for chunk in chunks]
     waiting = [job for job in jobs if not job.frame]
     if waiting:
@@ -108,10 +114,14 @@ class _Job:
 
     @property
     def budget(self) -> float:
-        """Bytes that the frame may have; without a ratio, no bound."""
+        """Bytes that the frame may have: the tissue's share, so that padding buys nothing; no bound without a ratio."""
         if self.spec.ratio is None:
             return float("inf")
-        return max(self.native.nbytes / self.spec.ratio, _LEAST_BUDGET)
+        return max(self.tissue_of(self.native).nbytes / self.spec.ratio, _LEAST_BUDGET)
+
+    def tissue_of(self, chunk: Chunk) -> Chunk:
+        """What a promise is about: all voxels but the background's."""
+        return chunk if self.background is None else self.background.tissue_of(chunk)
 
     def _pack(self, kind: Kind, sections: tuple[bytes, ...], setting: int = 0) -> bytes:
         order: Literal["C", "F"] = "C"
@@ -147,9 +157,14 @@ class _Job:
         fixed = _HEADER_BYTES + (len(mask.pack_mask(self.background)) if self.background else 0)
         room = self.budget - fixed
         levels = self.latents.ladder.n_levels
-        found = finest_level(
-            lambda level: self.latents.estimated_bytes(level, self.spec.mode) <= room, levels, levels // 2
-        )
+
+        def fits(level: int) -> bool:
+            return self.latents.estimated_bytes(level, self.spec.mode) <= room
+
+        found = finest_level(fits, levels, levels // 2)
+        if found is not None and self.spec.mode == "entropy":
+            self.latents.refine_estimate(found)
+            found = finest_level(fits, levels, found)
         return levels - 1 if found is None else found
 
     def next_level(self) -> int:
@@ -185,12 +200,13 @@ class _Job:
 
     def keeps_guard(self, frame: bytes) -> bool:
         """Whether the decoder's output of a frame reaches what was promised."""
-        decoded = decode_many([frame], self.options)[0].astype(self.native.dtype, copy=False)
+        decoded = self.tissue_of(decode_within_slot([frame], self.options)[0].astype(self.native.dtype, copy=False))
+        original = self.tissue_of(self.native)
         spec = self.spec
-        if spec.max_error is not None and worst_error(self.native, decoded) > spec.max_error:
+        if spec.max_error is not None and worst_error(original, decoded) > spec.max_error:
             return False
         peak = _GREY_PEAK * (self.window.scale if self.window else 1.0)
-        return spec.min_psnr is None or psnr(self.native, decoded, peak=peak) >= spec.min_psnr
+        return spec.min_psnr is None or psnr(original, decoded, peak=peak) >= spec.min_psnr
 
 
 def _levels_apart(size_ratio: float) -> int:

@@ -19,7 +19,7 @@ from zarr_emcodec.codecs.vae import Mode
 from zarr_emcodec.errors import FrameError
 
 _STREAM_BYTES = 4096  # below it the index entry and the coder's states cost more than 0.3 %
-_SAMPLE = 1 << 11  # latent cells that a rate search looks at
+_SAMPLE = 1 << 10  # latent cells that a rate search looks at
 _CODER_BYTES = 12  # per stream: head, lane states, index entry
 
 
@@ -48,6 +48,8 @@ class ChunkLatents:
         # (channels, n, h, w): a stream holds one channel after the other, so tables change rarely
         self.flat = np.ascontiguousarray(latents.transpose(1, 0, 2, 3)).reshape(channels, -1)
         self.ladder = ladder
+        self._sampled_bits: dict[int, float] = {}
+        self._discount = 1.0
 
     @cached_property
     def _sample(self) -> NDArray[np.float32]:
@@ -58,10 +60,17 @@ class ChunkLatents:
         if mode == "nominal":
             widths = self.ladder.tables.bits[self.ladder.index[level]].astype(np.int64)
             return float(-(-int(widths.sum()) * self.flat.shape[1] // 8) + 1)
+        if level not in self._sampled_bits:
+            self._sampled_bits[level] = self.ladder.default_bits(self.ladder.quantise(self._sample, level), level)
+        size = self._sampled_bits[level] * self._discount * self.flat.shape[1] / self._sample.shape[1] / 8
+        return size + _CODER_BYTES * self._n_streams(size)
+
+    def refine_estimate(self, level: int) -> None:
+        """Take into account, from a level near the right one, how much tables of the chunk's own will save."""
         symbols = self.ladder.quantise(self._sample, level)
-        share = self.flat.shape[1] / self._sample.shape[1]
-        _, bits = self.ladder.fit_tables(symbols, level)
-        return float(bits * share / 8) + _CODER_BYTES * self._n_streams(bits * share / 8)
+        own = self.ladder.default_bits(symbols, level)
+        if own:
+            self._discount = self.ladder.fit_tables(symbols, level)[1] / own
 
     def estimated_squared_error(self, level: int) -> float:
         """Mean squared quantisation error per latent cell, grey levels squared (the transform is near orthonormal)."""
@@ -85,7 +94,8 @@ class ChunkLatents:
         index, bits = ladder.fit_tables(symbols, level)
         side = ladder.pack_side(index, level)
         if side:
-            if ladder.default_bits(symbols, level) <= bits + 8 * len(side):
+            own = ladder.default_bits(symbols, level)
+            if ladder.can_code(symbols, level) and own <= bits + 8 * len(side):
                 index, side = ladder.index[level], b""
             else:  # thresholds follow the tables
                 symbols = ladder.quantise(self.flat, level, index)

@@ -50,6 +50,11 @@ class Background:
         """Extent of the box in voxels."""
         return tuple(s.stop - s.start for s in self.box)
 
+    def tissue_of(self, chunk: Chunk) -> Chunk:
+        """The voxels of a chunk that are not background: the box, or a flat array where there is a bitmap."""
+        inner = chunk[self.box]
+        return inner if self.tissue is None else inner[self.tissue]
+
 
 def find_background(chunk: Chunk, value: float | None, *, ratio: float) -> Background | None:
     """Background worth treating apart, or None.

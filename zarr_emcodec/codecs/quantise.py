@@ -22,6 +22,7 @@ from zarr_emcodec.errors import FrameError, ModelError
 PRICE = 0.115
 """Squared steps per bit: ln 2 / 6, the slope of distortion over rate of a uniform quantiser at high rate."""
 _HALF_WIDTH = 1023  # symbols beyond cost as much as this one in estimates
+_REVIVED_BITS = 16.0  # about what a symbol of a skipped channel costs once the channel has a table again
 _WORTH_BITS = 8.0  # a channel's table is changed only for more than the change itself costs
 
 
@@ -64,7 +65,7 @@ class Ladder:
         for bits, low, size in zip(tables.cost_bits, tables.lows, tables.sizes, strict=True):
             regular = int(size) - 1
             if regular < 1:  # the skip table: only zero has a cost, and that is none
-                rows.append(np.where(symbol == 0, 0.0, 64.0))
+                rows.append(np.where(symbol == 0, 0.0, _REVIVED_BITS))
                 continue
             column = symbol - int(low)
             inside = (column >= 0) & (column < regular)
@@ -152,12 +153,14 @@ class Ladder:
         return np.asarray(bits)
 
     def default_bits(self, symbols: Symbols, level: int) -> float:
-        """Estimated size of symbols under the level's own tables; infinite where a skipped channel is not zero."""
+        """Estimated size of symbols under the level's own tables."""
         reach = min(int(np.abs(symbols).max(initial=0)), _HALF_WIDTH)
         cost = self._cost[self.index[level], _HALF_WIDTH - reach : _HALF_WIDTH + reach + 1]
-        counts = _histograms(symbols, reach)
-        lost = (self.index[level] == 0) & (counts[:, reach] != symbols.shape[1])
-        return float("inf") if lost.any() else float((counts * cost).sum())
+        return float((_histograms(symbols, reach) * cost).sum())
+
+    def can_code(self, symbols: Symbols, level: int) -> bool:
+        """Whether all channels that the level skips are zero."""
+        return not symbols[self.index[level] == 0].any()
 
     def pack_side(self, index: NDArray[np.uint8], level: int) -> bytes:
         """Side information: nothing for the level's own tables, else the changes as raw deflate data."""

@@ -185,7 +185,7 @@ def _check_kind(card: Card) -> None:
 
 
 def _vae_cards() -> list[Card]:
-    return [model.card for model in list_models() if model.card.codec == "vae"]
+    return [model.card for model in list_models() if model.card.codec == "vae" and model.can_encode]
 
 
 def _others(ratio: float | None) -> str:

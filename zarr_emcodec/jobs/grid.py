@@ -9,65 +9,19 @@ import itertools
 import math
 from typing import TYPE_CHECKING, TypeAlias
 
-from zarr_emcodec.errors import SpecError
+from zarr_emcodec.adapters.layout import fit_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from zarr_emcodec._types import Shape
 
+__all__ = ["BLOCK_BYTES", "Box", "box_of", "boxes", "chunk_indices", "fit_chunks", "grid_shape", "grow", "voxels"]
+
 Box: TypeAlias = tuple[slice, ...]
 
-DEFAULT_CHUNKS = (16, 512, 512)
 BLOCK_BYTES = 1 << 26
 """Raw bytes a job holds of the source at once, unless one chunk alone is larger."""
-
-
-def fit_chunks(shape: Shape, chunks: Sequence[int] | None = None) -> Shape:
-    """A chunk shape for an array.
-
-    Parameters
-    ----------
-    shape : tuple of int, voxels
-        Of the array.
-    chunks : sequence of int, voxels, optional
-        Asked for, as many as there are axes: kept, but no longer than the array. Without it, 16 x 512 x 512 on the
-        last axes and 1 on those before, stretched or shrunk on short axes so that no thin edge chunk remains: it
-        would be padded to full size, coded and stored.
-
-    Returns
-    -------
-    tuple of int, voxels
-
-    Raises
-    ------
-    SpecError
-        If `chunks` is of another length, or not positive.
-
-    Examples
-    --------
-    >>> fit_chunks((25, 625, 20000))
-    (13, 625, 512)
-    >>> fit_chunks((25, 625, 20000), (16, 512, 512))
-    (16, 512, 512)
-    """
-    if chunks is not None:
-        if len(chunks) != len(shape) or any(chunk < 1 for chunk in chunks):
-            raise SpecError(
-                f"chunks {tuple(chunks)}: the array has {len(shape)} axes, and each needs a positive length.",
-                name="chunks",
-                value=tuple(chunks),
-            )
-        return tuple(max(1, min(chunk, extent)) for chunk, extent in zip(chunks, shape, strict=True))
-    wanted = (1, 1, *DEFAULT_CHUNKS)[-len(shape) :] if len(shape) <= 5 else (1,) * len(shape)
-    return tuple(_even(extent, chunk) for extent, chunk in zip(shape, wanted, strict=True))
-
-
-def _even(extent: int, chunk: int) -> int:
-    if extent >= 4 * chunk or chunk == 1:  # at most a quarter of such an axis can be padding
-        return chunk
-    count = max(1, round(extent / chunk))
-    return max(1, math.ceil(extent / count))
 
 
 def grid_shape(shape: Shape, chunks: Shape) -> Shape:

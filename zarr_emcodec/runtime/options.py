@@ -72,7 +72,7 @@ class Options:
     model_path: tuple[Path, ...] = ()
     trusted_digests: tuple[str, ...] = ()
     max_chunk_bytes: int = 2**31
-    block_voxels: int = 2**22
+    block_voxels: int = 2**20
     entropy_backend: EntropyBackend | None = None
     tier: TierName | None = None
 
