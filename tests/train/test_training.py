@@ -22,6 +22,7 @@ from zarr_emcodec.train.export import export
 from zarr_emcodec.train.klt import fit_klt
 from zarr_emcodec.train.loop import Progress, TrainConfig, Trainer, load_checkpoint
 from zarr_emcodec.train.losses import laplace_bits, quantise, rate_distortion, thresholds
+from zarr_emcodec.train.start import model_from_directory
 
 pytestmark = pytest.mark.extra
 
@@ -131,3 +132,18 @@ def test_an_exported_model_encodes_and_decodes(source: Source, tmp_path: Path) -
         frame = codec.encode(fibsem()[:4])
         assert len(frame) <= fibsem()[:4].nbytes / 12
         assert psnr(fibsem()[:4], codec.decode(frame)) > 26
+
+
+def test_training_goes_on_from_an_exported_model(source: Source, tmp_path: Path) -> None:
+    trainer = Trainer(CONFIG, [source], tmp_path / "d.pt")
+    steps(trainer, 3)
+    trainer.save()
+    export(
+        tmp_path / "d.pt", tmp_path / "models" / "tiny", name="tiny", version=1, ratio_range=(4, 64), sources=[source]
+    )
+    with options(model_path=(tmp_path / "models",)):
+        start = model_from_directory(find_model("tiny@1"))
+    for a, b in zip(trainer.model.state_dict().values(), start.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+    again = Trainer(CONFIG, [source], tmp_path / "e.pt", start=start)
+    assert cost(again) == pytest.approx(cost(trainer), rel=1e-3)

@@ -63,7 +63,7 @@ class ChunkLatents:
         if level not in self._sampled_bits:
             self._sampled_bits[level] = self.ladder.default_bits(self.ladder.quantise(self._sample, level), level)
         size = self._sampled_bits[level] * self._discount * self.flat.shape[1] / self._sample.shape[1] / 8
-        return size + _CODER_BYTES * self._n_streams(size)
+        return float(size) + _CODER_BYTES * self._n_streams(size)
 
     def refine_estimate(self, level: int) -> None:
         """Take into account, from a level near the right one, how much tables of the chunk's own will save."""

@@ -21,10 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zarr_emcodec.codecs import VAESpec, decode_many, encode_many
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy.tables import build_tables
 from zarr_emcodec.errors import MissingExtraError
-from zarr_emcodec.runtime import canonical_digest
+from zarr_emcodec.quality.measure import squared_error
+from zarr_emcodec.runtime import canonical_digest, list_models, options
 from zarr_emcodec.train.arch.vae2d import VAE2d
 from zarr_emcodec.train.data import CropSampler, Source
 from zarr_emcodec.train.loop import TrainConfig, load_checkpoint
@@ -35,6 +37,7 @@ _HALF_MIN = 2048  # elements: smaller tensors (biases, gains) stay float32, they
 LEVELS = 256  # all that a frame's byte can name: 2 % of a step, 3 to 4 % of the bytes from one to the next
 _TABLE_CROPS = 64
 _OPSET = 17
+_MEASURED_RATIOS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 
 
 class _Encoder(nn.Module):
@@ -126,13 +129,56 @@ def export(
     for file, data in files.items():
         (folder / file).write_bytes(data)
     card = _card(model, config, files, f"{name}@{version}", ratio_range, licence)
+    card["voxel_nm"] = {"z": [4, 120], "y": [4, 12], "x": [4, 12]}
     card["training"] = {
         "config": config.to_dict(),
         "steps": steps_taken,
         "volumes": [{"file": s.path.name, "weight": s.weight, "held_out_sections": s.held_out} for s in sources],
     }
     write_card(folder, card)
+    card["measured"] = {"held_out": measure(card["id"], folder.parent, sampler.validation)}
+    write_card(folder, card)
+    (folder / "README.md").write_text(_readme(card), encoding="utf-8")
     return card
+
+
+def measure(model_id: str, models: Path, sections: Sequence[NDArray[np.float32]]) -> list[dict[str, float]]:
+    """Ratio and PSNR of the finished model on held-out sections, each a chunk of its own; all bytes of frames count."""
+    card = next(m.card for m in list_models(folders=[models]) if m.card.id == model_id)
+    chunks = [np.clip(np.rint(section), 0, 255).astype(np.uint8) for section in sections]
+    low, high = card.ratio_range
+    rows = []
+    with options(model_path=(models,)):
+        for ratio in [r for r in _MEASURED_RATIOS if low <= r <= high]:
+            spec = VAESpec(ratio=ratio, model=model_id)
+            frames = encode_many(spec, chunks)
+            error = sum(squared_error(a, b) for a, b in zip(chunks, decode_many(frames), strict=True))
+            voxels = sum(chunk.size for chunk in chunks)
+            psnr = 10 * math.log10(255**2 * voxels / error)
+            rows.append({"asked": ratio, "ratio": round(voxels / sum(map(len, frames)), 2), "psnr_db": round(psnr, 2)})
+    return rows
+
+
+def _readme(card: dict[str, Any]) -> str:
+    """What a person wants to know of a model, from its card."""
+    training = card["training"]
+    rows = "\n".join(f"| {row['ratio']:g} | {row['psnr_db']:.2f} |" for row in card["measured"]["held_out"])
+    volumes = ", ".join(volume["file"] for volume in training["volumes"])
+    low, high = card["ratio_range"]
+    return f"""# {card["id"]}
+
+A 2-D autoencoder for electron micrographs, one network for ratios {low:g} to {high:g}. One latent cell of
+{card["decoder"]["channels"]} channels for each {card["decoder"]["stride"][0]} x {card["decoder"]["stride"][1]} voxels
+of a section; {card["parameters"] / 1e6:.1f} million parameters, stored in float16; {card["mac_per_voxel"]["encode"]:.0f}
+multiply-accumulates a voxel to encode, {card["mac_per_voxel"]["decode"]:.0f} to decode.
+
+| ratio | PSNR, dB |
+|---|---|
+{rows}
+
+Measured on the held-out sections of the training volumes ({volumes}). Trained for {training["steps"]} steps. Licence of
+the weights: {card["licence"]}. Everything else is in card.json.
+"""
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
@@ -288,18 +334,26 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m zarr_emcodec.train.export", description=main.__doc__)
     parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--data", type=Path, required=True, help="folder with the training volumes")
+    parser.add_argument(
+        "--volume", type=Path, action="append", default=[], help="TIFF or .npy it was trained on; repeat"
+    )
+    parser.add_argument("--data", type=Path, help="folder with the volumes of the shipped models")
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--models", type=Path, default=Path("models"), help="folder that gets <recipe>/")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder that gets <name>/")
+    parser.add_argument("--name", help="of the model; the recipe's when not given")
     parser.add_argument("--version", type=int, default=1, help="never reuse one that was released")
     args = parser.parse_args()
+    sources = [Source(path, held_out=1) for path in args.volume] + (standard_sources(args.data) if args.data else [])
+    if not sources:
+        parser.error("give --volume or --data")
+    name = args.name or args.recipe
     card = export(
         args.checkpoint,
-        args.models / args.recipe,
-        name=args.recipe,
+        args.models / name,
+        name=name,
         version=args.version,
         ratio_range=RATIOS[args.recipe],
-        sources=standard_sources(args.data),
+        sources=sources,
     )
     print(json.dumps({key: card[key] for key in ("id", "digest", "parameters", "mac_per_voxel", "ratio_range")}))
 

@@ -83,9 +83,18 @@ class Trainer:
         Written about once a minute and at the end; resumed from when it exists.
     device : str
         "cpu" or "cuda".
+    start : VAE2d, optional
+        A trained network to go on from, of the configured architecture; the block KLT of the volumes when not given.
     """
 
-    def __init__(self, config: TrainConfig, sources: Sequence[Source], checkpoint: Path, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        sources: Sequence[Source],
+        checkpoint: Path,
+        device: str = "cpu",
+        start: VAE2d | None = None,
+    ) -> None:
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.config = config
@@ -108,6 +117,8 @@ class Trainer:
             self.model.load_state_dict(saved["model"])
             self.optimiser.load_state_dict(saved["optimiser"])
             self.step, self.elapsed_s = saved["step"], saved["elapsed_s"]
+        elif start is not None:
+            self.model.load_state_dict(start.state_dict())
         else:
             draws = (self.sampler.raw_crop(512) for _ in range(300))
             self.model.start_from_klt(*fit_klt(draws, config.arch.stride, config.arch.channels))
