@@ -168,8 +168,8 @@ def _readme(card: dict[str, Any]) -> str:
     return f"""# {card["id"]}
 
 A 2-D autoencoder for electron micrographs, one network for ratios {low:g} to {high:g}. One latent cell of
-{card["decoder"]["channels"]} channels for each {card["decoder"]["stride"][0]} x {card["decoder"]["stride"][1]} voxels
-of a section; {card["parameters"] / 1e6:.1f} million parameters, stored in float16; {card["mac_per_voxel"]["encode"]:.0f}
+{card["decoder"]["channels"]} channels for each block of {card["decoder"]["stride"][0]} x {card["decoder"]["stride"][1]}
+voxels; {card["parameters"] / 1e6:.1f} million parameters, stored in float16; {card["mac_per_voxel"]["encode"]:.0f}
 multiply-accumulates a voxel to encode, {card["mac_per_voxel"]["decode"]:.0f} to decode.
 
 | ratio | PSNR, dB |
