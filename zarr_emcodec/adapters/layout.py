@@ -55,7 +55,7 @@ def fit_chunks(shape: Shape, chunks: Sequence[int] | None = None) -> Shape:
                 value=tuple(chunks),
             )
         return tuple(max(1, min(chunk, extent)) for chunk, extent in zip(chunks, shape, strict=True))
-    wanted = (1, 1, *DEFAULT_CHUNKS)[-len(shape) :] if len(shape) <= 5 else (1,) * len(shape)
+    wanted = (1, 1, *DEFAULT_CHUNKS)[5 - len(shape) :] if len(shape) <= 5 else (1,) * len(shape)
     return tuple(_even(extent, chunk) for extent, chunk in zip(shape, wanted, strict=True))
 
 
