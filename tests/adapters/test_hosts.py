@@ -136,6 +136,25 @@ def test_xarray_writes_with_an_encoding(layout: str, tmp_path: Path) -> None:
     assert psnr(data, opened.values) > 22
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_without_a_fill_value_xarray_keeps_the_dtype(version: Any, tmp_path: Path) -> None:
+    xarray = pytest.importorskip("xarray")
+    data = tissue(4, 64, 96)
+    data[:, :, 48:] = 0
+    zarr.open_group(tmp_path, mode="w", zarr_format=version)
+    names: dict[str, Any] = {"dimension_names": ("z", "y", "x")}
+    if version == 2:
+        names = {"attributes": {"_ARRAY_DIMENSIONS": ["z", "y", "x"]}}
+    stored = zarr_emcodec.create_array(
+        tmp_path, name="em", data=data, chunks=(4, 48, 48), fill_value=None, zarr_format=version, **names
+    )
+    assert len([key for key in keys(stored) if "em" in key]) == 2
+    em = xarray.open_zarr(tmp_path, consolidated=False)["em"]
+    assert em.dtype == np.uint8
+    assert (em.values[:, :, 48:] == 0).all()
+    assert psnr(data, em.values) > 20
+
+
 def test_dask_writes_through_zarr(tmp_path: Path) -> None:
     array = pytest.importorskip("dask.array")
     data = tissue(8, 64, 128)

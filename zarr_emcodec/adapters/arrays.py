@@ -69,7 +69,7 @@ def create_array(
     zarr_format : {2, 3}
         In v2 the codec is the compressor, in v3 the serializer.
     fill_value
-        Of missing chunks.
+        Of missing chunks. None is 0; in v2 xarray then keeps the dtype, where it masks any stated value as missing.
     attributes : dict, optional
         User attributes; what was done to the data is added under "emcodec".
     embed_model : bool
@@ -200,6 +200,8 @@ def open(  # noqa: A001  # the package's own `open`, as in zarr
     **kwargs: Any,
 ) -> zarr.Array[Any] | zarr.Group:
     """Open a Zarr array or group, taking up the models that travel with it.
+
+    Of a group, those of the arrays directly in it; open arrays further down by their `path`.
 
     Parameters
     ----------
