@@ -18,6 +18,8 @@ from zarr_emcodec._types import Blocks, Chunk, Shape
 GREY_PEAK = 255.0
 """Width of the grey-level scale that models work in; uint8 is used as it is."""
 _PER_CHUNK_LOW, _PER_CHUNK_WIDTH = 16.0, 224.0  # where the 0.1 and 99.9 percentiles go; the rest is headroom
+_REACH = 4.0  # widths of the grey scale beyond either end that a value may lie
+_FLOAT_MAX = float(np.finfo(np.float32).max)
 _SAMPLE = 1 << 18  # voxels that percentiles are taken from
 
 
@@ -31,26 +33,33 @@ class Window:
     @classmethod
     def stated(cls, low: float, high: float) -> Window:
         """The window that a user states: `low` becomes grey 0, `high` grey 255."""
-        return cls(float(np.float32(low)), float(np.float32((high - low) / GREY_PEAK)))
+        return cls(_float32(low), _float32((high - low) / GREY_PEAK))
 
     @classmethod
     def of_chunk(cls, chunk: Chunk) -> Window:
-        """A window from the chunk's own 0.1 and 99.9 percentiles; nothing is clipped outside it."""
+        """A window from the chunk's own 0.1 and 99.9 percentiles."""
         flat = chunk.reshape(-1)
         low, high = np.percentile(flat[:: max(1, flat.size // _SAMPLE)].astype(np.float64), (0.1, 99.9))
         if not high > low:  # nearly constant: any spread will do, the values themselves give the size
             low, high = float(flat.min()), float(flat.max())
-        scale = np.float32(max((high - low) / _PER_CHUNK_WIDTH, np.finfo(np.float32).tiny * 1024))
-        return cls(float(np.float32(low - _PER_CHUNK_LOW * scale)), float(scale))
+        scale = _float32(max((high - low) / _PER_CHUNK_WIDTH, np.finfo(np.float32).tiny * 1024))
+        return cls(_float32(low - _PER_CHUNK_LOW * scale), scale)
 
 
 def to_grey(chunk: Chunk, window: Window | None) -> NDArray[np.float32]:
-    """Stored values as grey levels, float32, same shape; without a window the values themselves."""
+    """Stored values as grey levels, float32, same shape; without a window the values themselves.
+
+    Values far outside the window (hot voxels, markers) are drawn in to four widths of the grey scale beyond its ends:
+    no budget could hold them, and they would spoil their neighbours.
+    """
     if window is None:
         return chunk.astype(np.float32)
-    if chunk.dtype.kind == "f":
-        return ((chunk.astype(np.float64) - window.offset) / window.scale).astype(np.float32)
-    return (chunk.astype(np.float32) - np.float32(window.offset)) / np.float32(window.scale)
+    grey = (chunk.astype(np.float64) - window.offset) / window.scale
+    return np.clip(grey, -_REACH * GREY_PEAK, (1 + _REACH) * GREY_PEAK).astype(np.float32)
+
+
+def _float32(value: float) -> float:
+    return float(np.float32(min(max(value, -_FLOAT_MAX), _FLOAT_MAX)))
 
 
 def from_grey(grey: NDArray[np.float32], window: Window | None, dtype: np.dtype[np.generic]) -> Chunk:
@@ -70,10 +79,11 @@ def from_grey(grey: NDArray[np.float32], window: Window | None, dtype: np.dtype[
     ndarray of `dtype`, same shape
     """
     if window is not None:
-        grey *= np.float32(window.scale)
-        grey += np.float32(window.offset)
+        with np.errstate(over="ignore"):  # a window may reach the ends of float32; the infinities are clipped below
+            grey *= np.float32(window.scale)
+            grey += np.float32(window.offset)
     if dtype.kind == "f":
-        return grey.astype(dtype, copy=False)
+        return np.clip(grey, -_FLOAT_MAX, _FLOAT_MAX, out=grey).astype(dtype, copy=False)
     info = np.iinfo(dtype)  # type: ignore[type-var]
     np.rint(grey, out=grey)
     np.clip(grey, info.min, info.max, out=grey)

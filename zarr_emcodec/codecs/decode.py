@@ -8,8 +8,10 @@ bytes ends in a `FrameError`; a model that is not here ends in a `ModelNotFoundE
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zarr_emcodec import transform
-from zarr_emcodec._types import Buffer, Chunk, Shape
+from zarr_emcodec._types import Buffer, Chunk, Shape, Symbols
 from zarr_emcodec.codecs import inference, lossless, mask
 from zarr_emcodec.codecs.latents import StreamPlan, join_streams, plan_streams
 from zarr_emcodec.codecs.quantise import Ladder
@@ -90,16 +92,21 @@ def decode_sections(data: Buffer, start: int, stop: int, options: Options | None
 
 @dataclass(eq=False)
 class _Latent:
-    """A latent or masked frame on its way."""
+    """A latent or masked frame on its way: from a plan over symbols to the voxels of its box."""
 
     frame: Frame
     model: Model
     background: mask.Background | None
     plan: StreamPlan
     grid: tuple[int, int]
-    count: int  # sections wanted
     shape: Shape  # of what comes out before the background is restored
-    symbols: NDArray[np.float32] | None = None
+    streams: list[Symbols] = field(default_factory=list)
+    voxels: Chunk = field(init=False)
+
+    @property
+    def cells(self) -> int:
+        """Latent cells of a section."""
+        return self.grid[0] * self.grid[1]
 
 
 def _decode(frames: Sequence[Buffer], planes: tuple[int, int] | None, options: Options) -> list[Chunk]:
@@ -109,17 +116,17 @@ def _decode(frames: Sequence[Buffer], planes: tuple[int, int] | None, options: O
     for i, data in enumerate(frames):
         frame = unpack(data, limits=limits)
         if frame.kind in (Kind.LATENT, Kind.MASKED):
-            latent[i] = _open_latent(frame, planes)
+            latent[i] = _open_latent(frame, planes, limits)
         else:
             out[i] = _finish(_plain(frame), frame, planes)
     _entropy_decode(list(latent.values()), options)
-    for group in _alike(latent):
-        for i, grey in zip(group, _synthesise([latent[i] for i in group], options), strict=True):
-            item = latent[i]
-            voxels = _voxels(grey, item)
-            if item.background is not None:
-                voxels = mask.restore(voxels, item.background, item.frame.shape)
-            out[i] = _finish(voxels, item.frame, planes)
+    for group in _alike(latent.values()):
+        _synthesise(group, options)
+    for i, item in latent.items():
+        voxels = item.voxels.reshape(item.shape)
+        if item.background is not None:
+            voxels = mask.restore(voxels, item.background, item.frame.shape)
+        out[i] = _finish(voxels, item.frame, planes)
     return [chunk for chunk in out if chunk is not None]
 
 
@@ -131,12 +138,14 @@ def _plain(frame: Frame) -> Chunk:
     return lossless.decode(frame.setting, frame.sections[0], frame.shape, native)
 
 
-def _open_latent(frame: Frame, planes: tuple[int, int] | None) -> _Latent:
+def _open_latent(frame: Frame, planes: tuple[int, int] | None, limits: Limits) -> _Latent:
     if frame.tier is not Tier.FULL:
         raise UnsupportedFrameError(
             f"frame is at tier '{frame.tier.name.lower()}', this reader has only 'full'. Upgrade zarr_emcodec.",
             field="tier",
         )
+    if len(frame.shape) < 2:
+        raise FrameError(f"latent frame of shape {frame.shape}: latents need two axes or more.", field="shape")
     assert frame.model is not None  # the frame's reader has checked it
     model = find_model(frame.model)
     if model.card.codec != "vae":
@@ -148,18 +157,23 @@ def _open_latent(frame: Frame, planes: tuple[int, int] | None) -> _Latent:
         background = mask.unpack_mask(sections[0], frame.shape, native)
         sections = sections[1:]
     shape = frame.shape if background is None else background.shape
-    if len(shape) < 2:
-        raise FrameError(f"latent frame of shape {shape}: latents need two axes or more.", field="shape")
     n = transform.n_sections(shape)
+    stride = (model.card.stride[0], model.card.stride[1])
+    grid = transform.cells(transform.section_shape(shape), stride)
+    if n * math.prod(grid) * math.prod(stride) > limits.max_chunk_bytes:
+        # thin sections are padded to whole strides: a few bytes could ask for hundreds of times the chunk's size
+        raise FrameError(
+            f"latent frame of shape {frame.shape} stands for {n} x {grid} cells of {stride} voxels, above the limit "
+            f"of {limits.max_chunk_bytes}. If the data are trusted, raise options(max_chunk_bytes=...).",
+            field="shape",
+        )
     start, stop = 0, n
     if planes is not None and background is None and len(shape) >= 3:
         per_plane = n // shape[0]
         start, stop = planes[0] * per_plane, planes[1] * per_plane
         shape = (planes[1] - planes[0], *shape[1:])
-    stride = (model.card.stride[0], model.card.stride[1])
-    grid = transform.cells(transform.section_shape(shape), stride)
-    plan = plan_streams(ladder_of(model), frame.setting, sections[:], n, start, stop)
-    return _Latent(frame, model, background, plan, grid, stop - start, shape)
+    plan = plan_streams(ladder_of(model), frame.setting, sections, n, start, stop)
+    return _Latent(frame, model, background, plan, grid, shape)
 
 
 def _entropy_decode(items: Sequence[_Latent], options: Options) -> None:
@@ -167,37 +181,58 @@ def _entropy_decode(items: Sequence[_Latent], options: Options) -> None:
     for model in {item.model for item in items}:
         mine = [item for item in items if item.model == model]
         work = [
-            (data, item.plan.stream_index(n, item.grid[0] * item.grid[1]))
+            (data, item.plan.stream_index(last - first, item.cells))
             for item in mine
-            for data, n in item.plan.parts
+            for data, first, last in item.plan.parts
         ]
         decoded = iter(coder.decode_many(work, ladder_of(model).tables, backend=options.entropy_backend))
         for item in mine:
-            symbols = [next(decoded) for _ in item.plan.parts]
-            item.symbols = join_streams(item.plan, symbols, item.grid, item.count)
+            item.streams = [next(decoded) for _ in item.plan.parts]
 
 
-def _alike(latent: dict[int, _Latent]) -> list[list[int]]:
+def _alike(items: Iterable[_Latent]) -> list[list[_Latent]]:
     """Which items may share an inference: same model, level and grid."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, item in latent.items():
-        groups.setdefault((item.model.card.digest, item.frame.setting, item.grid), []).append(i)
+    groups: dict[tuple[Any, ...], list[_Latent]] = {}
+    for item in items:
+        groups.setdefault((item.model.card.digest, item.frame.setting, item.grid), []).append(item)
     return list(groups.values())
 
 
-def _synthesise(items: Sequence[_Latent], options: Options) -> list[NDArray[np.float32]]:
-    blocks = [item.symbols for item in items if item.symbols is not None]
-    symbols = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    grey = inference.synthesise(items[0].model, symbols, items[0].frame.setting, options)
-    ends = np.cumsum([item.count for item in items])
-    return [grey[stop - item.count : stop] for item, stop in zip(items, ends, strict=True)]
+def _synthesise(items: Sequence[_Latent], options: Options) -> None:
+    """Voxels of items that may share an inference, as many sections at a time as one call may hold."""
+    first = items[0]
+    many = max(1, options.block_voxels // (first.cells * math.prod(first.model.card.stride)))
+    for item in items:
+        extent = transform.section_shape(item.shape)
+        dtype = item.frame.dtype.newbyteorder("=")
+        item.voxels = np.empty((item.plan.stop - item.plan.start, *extent), dtype)
+    todo = [(item, section) for item in items for section in range(item.plan.start, item.plan.stop)]
+    for i in range(0, len(todo), many):
+        runs = _runs(todo[i : i + many])
+        blocks = [join_streams(item.plan, item.streams, item.grid, start, stop) for item, start, stop in runs]
+        symbols = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        grey = inference.synthesise(first.model, symbols, first.frame.setting, options)
+        at = 0
+        for item, start, stop in runs:
+            _store(grey[at : at + stop - start], item, start, stop)
+            at += stop - start
 
 
-def _voxels(grey: NDArray[np.float32], item: _Latent) -> Chunk:
-    extent = transform.section_shape(item.shape)
+def _runs(todo: Sequence[tuple[_Latent, int]]) -> list[tuple[_Latent, int, int]]:
+    """Single sections as ranges, one for each item."""
+    runs = []
+    for item, sections in itertools.groupby(todo, key=lambda pair: pair[0]):
+        numbers = [section for _, section in sections]
+        runs.append((item, numbers[0], numbers[-1] + 1))
+    return runs
+
+
+def _store(grey: NDArray[np.float32], item: _Latent, start: int, stop: int) -> None:
+    y, x = transform.section_shape(item.shape)
     window = transform.Window(*item.frame.window) if item.frame.window else None
-    cropped = np.ascontiguousarray(grey[:, : extent[0], : extent[1]])
-    return transform.from_grey(cropped, window, item.frame.dtype.newbyteorder("=")).reshape(item.shape)
+    cropped = np.ascontiguousarray(grey[:, :y, :x])
+    offset = item.plan.start
+    item.voxels[start - offset : stop - offset] = transform.from_grey(cropped, window, item.voxels.dtype)
 
 
 def _finish(chunk: Chunk, frame: Frame, planes: tuple[int, int] | None) -> Chunk:
@@ -205,4 +240,4 @@ def _finish(chunk: Chunk, frame: Frame, planes: tuple[int, int] | None) -> Chunk
     if planes is not None and len(chunk) != planes[1] - planes[0]:
         chunk = chunk[planes[0] : planes[1]]
     chunk = chunk.astype(frame.dtype, copy=False)
-    return np.asfortranarray(chunk) if frame.order == "F" else chunk
+    return np.asfortranarray(chunk) if frame.order == "F" and chunk.ndim else chunk

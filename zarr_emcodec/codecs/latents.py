@@ -131,15 +131,16 @@ class StreamPlan:
     ----------
     index : ndarray, shape (channels,), uint8
         Table of each channel.
-    parts : list of (data, n_sections)
-        Streams to decode, in order.
-    skip : int
-        Sections of the first stream that were not asked for.
+    parts : list of (data, start, stop)
+        Streams to decode, in order, and the sections of the chunk that each holds.
+    start, stop : int
+        The sections that are wanted.
     """
 
     index: NDArray[np.uint8]
-    parts: list[tuple[Buffer, int]]
-    skip: int
+    parts: list[tuple[Buffer, int, int]]
+    start: int
+    stop: int
 
     def stream_index(self, n_sections: int, cells: int) -> NDArray[np.uint8]:
         """Table of each symbol of a stream of so many sections."""
@@ -171,20 +172,25 @@ def plan_streams(ladder: Ladder, level: int, sections: Sequence[Buffer], n: int,
     if len(starts) != n_streams:
         raise FrameError(f"frame holds {n_streams} streams for {n} sections.", field="table")
     ends = [*starts[1:], n]
-    wanted = [i for i in range(n_streams) if starts[i] < stop and ends[i] > start]
-    parts = [(sections[1 + i], ends[i] - starts[i]) for i in wanted]
-    return StreamPlan(index, parts, start - starts[wanted[0]])
+    spans = zip(sections[1:], starts, ends, strict=True)
+    parts = [(data, first, last) for data, first, last in spans if first < stop and last > start]
+    return StreamPlan(index, parts, start, stop)
 
 
 def join_streams(
-    plan: StreamPlan, decoded: Sequence[Symbols], grid: tuple[int, int], count: int
+    plan: StreamPlan, decoded: Sequence[Symbols], grid: tuple[int, int], start: int, stop: int
 ) -> NDArray[np.float32]:
-    """Symbols of `count` sections as a synthesis network takes them, shape (count, channels, h, w), float32."""
+    """Symbols of sections `start` to `stop` of the chunk as a synthesis network takes them.
+
+    Returns
+    -------
+    ndarray, shape (stop - start, channels, h, w), float32
+    """
     active = np.flatnonzero(plan.index)
-    total = sum(n for _, n in plan.parts)
-    out = np.zeros((total, len(plan.index), *grid), np.float32)
-    at = 0
-    for symbols, (_, n) in zip(decoded, plan.parts, strict=True):
-        out[at : at + n, active] = symbols.reshape(len(active), n, *grid).transpose(1, 0, 2, 3)
-        at += n
-    return out[plan.skip : plan.skip + count]
+    out = np.zeros((stop - start, len(plan.index), *grid), np.float32)
+    for symbols, (_, first, last) in zip(decoded, plan.parts, strict=True):
+        low, high = max(first, start), min(last, stop)
+        if low < high and len(active):
+            here = symbols.reshape(len(active), last - first, *grid)[:, low - first : high - first]
+            out[low - start : high - start, active] = here.transpose(1, 0, 2, 3)
+    return out

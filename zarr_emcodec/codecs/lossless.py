@@ -83,7 +83,8 @@ def decode(method: int, data: Buffer, shape: Shape, dtype: np.dtype[np.generic])
     if kind is Method.DELTA_ZLIB:
         if dtype.kind not in "iu":
             raise FrameError("lossless method 2 is for integers, the chunk is float.", field="setting")
-        np.add.accumulate(values, axis=-1, dtype=dtype, out=values)
+        flat = values.reshape(-1, shape[-1] if shape else 1)
+        np.add.accumulate(flat, axis=-1, dtype=dtype, out=flat)
     return values
 
 
@@ -119,4 +120,4 @@ def _shuffled(values: Chunk) -> bytes:
 def _unshuffled(raw: bytes, shape: Shape, dtype: np.dtype[np.generic]) -> Chunk:
     planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
     little = np.ascontiguousarray(planes.T).reshape(-1).view(dtype.newbyteorder("<"))
-    return little.astype(dtype).reshape(shape if shape else (1,)).reshape(shape)
+    return little.astype(dtype).reshape(shape)

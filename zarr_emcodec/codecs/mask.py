@@ -77,16 +77,23 @@ def find_background(chunk: Chunk, value: float | None, *, ratio: float) -> Backg
     if _covers(box, chunk.shape):
         corner = chunk[(0,) * chunk.ndim]
         box = _tissue_box(chunk, corner)
-    if value is not None and (_covers(box, chunk.shape) or corner == value):
+    holes = value is not None and (_covers(box, chunk.shape) or corner == value)
+    if value is not None and holes and _is_representable(value, chunk.dtype):
         wanted = np.asarray(value).astype(chunk.dtype)
-        if wanted == value:
-            tissue = chunk[box] != wanted
-            masked = tissue.size - int(np.count_nonzero(tissue))
-            if masked * 32 >= tissue.size:
-                cost = len(_pack_bitmap(tissue))
-                if cost <= masked * chunk.dtype.itemsize / ratio:
-                    return Background(np.asarray(wanted), box, tissue)
+        tissue = chunk[box] != wanted
+        masked = tissue.size - int(np.count_nonzero(tissue))
+        if masked * 32 >= tissue.size:
+            cost = len(_pack_bitmap(tissue))
+            if cost <= masked * chunk.dtype.itemsize / ratio:
+                return Background(np.asarray(wanted), box, tissue)
     return None if _covers(box, chunk.shape) else Background(np.asarray(corner), box, None)
+
+
+def _is_representable(value: float, dtype: np.dtype[np.generic]) -> bool:
+    if dtype.kind == "f":
+        return abs(value) <= float(np.finfo(dtype).max) and float(np.float32(value)) == value  # type: ignore[type-var]
+    info = np.iinfo(dtype)  # type: ignore[type-var]
+    return info.min <= value <= info.max and value == int(value)
 
 
 def _covers(box: Box, shape: Shape) -> bool:
@@ -100,6 +107,8 @@ def _tissue_box(chunk: Chunk, value: np.generic) -> Box:
     if not any(bool((face == value).all()) for face in faces):
         return whole
     other = chunk != value
+    if not other.any():  # zeros of both signs: not one value by its bits, but by comparison
+        return whole
     box = []
     for axis in range(chunk.ndim):
         used = np.flatnonzero(other.any(axis=tuple(i for i in range(chunk.ndim) if i != axis)))
@@ -153,6 +162,8 @@ def unpack_mask(data: Buffer, shape: Shape, dtype: np.dtype[np.generic]) -> Back
     FrameError
         If the section is too short, names an unknown mode or a box outside the chunk, or holds another bitmap's size.
     """
+    if not shape:
+        raise FrameError("mask section: a chunk without axes has no tissue to tell from background.", field="mask")
     cursor = Cursor(memoryview(data))
     value = np.frombuffer(cursor.take(dtype.itemsize, "mask"), dtype.newbyteorder("<"))[0].astype(dtype)
     mode = cursor.take(1, "mask")[0]

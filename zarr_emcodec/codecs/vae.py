@@ -39,7 +39,7 @@ class VAESpec:
         runtime than the writer's it holds within one grey level more.
     window : (float, float), optional
         Values that become grey levels 0 and 255 in uint16, int16 and float32 data; each chunk's own percentiles when
-        not given. Values outside are kept, not clipped. uint8 is used as it is.
+        not given. Values outside are kept as far as four widths of the window beyond it. uint8 is used as it is.
     background : float, "auto" or None
         Voxel value stored exactly and nearly free; "auto" is 0. None: no background is looked for.
     digest : str
