@@ -42,7 +42,7 @@ def create_array(
     ratio: float | None = None,
     codec: numcodecs.VAECodec | zarr3.VAECodec | VAESpec | None = None,
     zarr_format: Literal[2, 3] = 3,
-    fill_value: Any = 0,
+    fill_value: Any = None,
     attributes: dict[str, Any] | None = None,
     embed_model: bool = False,
     **kwargs: Any,

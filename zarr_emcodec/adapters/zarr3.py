@@ -146,20 +146,11 @@ class VAECodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
 
     def _select_batch(self, items: list[tuple[Buffer, tuple[Any, ArraySpec]]]) -> list[NDBuffer]:
         planes = [_planes(selection, spec.shape) for _, (selection, spec) in items]
-        whole = [i for i, span in enumerate(planes) if span is None]
-        chunks: dict[int, Chunk] = dict(
-            zip(whole, codecs.decode_many([items[i][0].to_bytes() for i in whole]), strict=True)
-        )
+        chunks = codecs.decode_many([data.to_bytes() for data, _ in items], planes=planes)
         out = []
-        for i, (data, (selection, spec)) in enumerate(items):
-            span = planes[i]
-            if span is None:
-                _check_shape(chunks[i], spec)
-                part = chunks[i][selection]
-            else:
-                part = codecs.decode_sections(data.to_bytes(), *span)
-                _check_shape(part, spec, planes=span[1] - span[0])
-                part = part[(_shifted(selection[0], span[0]), *selection[1:])]
+        for chunk, span, (_, (selection, spec)) in zip(chunks, planes, items, strict=True):
+            _check_shape(chunk, spec, planes=None if span is None else span[1] - span[0])
+            part = chunk[selection] if span is None else chunk[(_shifted(selection[0], span[0]), *selection[1:])]
             out.append(spec.prototype.nd_buffer.from_numpy_array(np.asarray(part, order="C")))
         return out
 

@@ -36,7 +36,13 @@ def ladder_of(model: Model) -> Ladder:
     return Ladder(model.tables())
 
 
-def decode_many(frames: Sequence[Buffer], options: Options | None = None) -> list[Chunk]:
+Planes = tuple[int, int] | None
+"""A range of planes of a chunk's first axis; None for all of it."""
+
+
+def decode_many(
+    frames: Sequence[Buffer], options: Options | None = None, *, planes: Sequence[Planes] | None = None
+) -> list[Chunk]:
     """Decode frames, with shared entropy decoding and inference where model and shape agree.
 
     Parameters
@@ -45,11 +51,15 @@ def decode_many(frames: Sequence[Buffer], options: Options | None = None) -> lis
         Whole frames.
     options : Options, optional
         Runtime settings; those of the process when not given.
+    planes : sequence of (start, stop) or None, optional
+        For each frame the planes of its first axis that are wanted, ``0 <= start < stop <= shape[0]``, or None for all.
+        The rest is not decoded where streams allow it.
 
     Returns
     -------
     list of ndarray
-        Writable chunks in the shape, dtype (byte order included) and memory order that were encoded.
+        Writable chunks, or the planes wanted of them, in the shape, dtype (byte order included) and memory order that
+        were encoded.
 
     Raises
     ------
@@ -60,34 +70,12 @@ def decode_many(frames: Sequence[Buffer], options: Options | None = None) -> lis
     """
     options = current() if options is None else options
     with slot():
-        return decode_within_slot(frames, options)
-
-
-def decode_within_slot(frames: Sequence[Buffer], options: Options) -> list[Chunk]:
-    """`decode_many` for a caller that holds a slot already, as an encoder that checks its own output does."""
-    return _decode(frames, None, options)
+        return decode_within_slot(frames, options, planes or [None] * len(frames))
 
 
 def decode_sections(data: Buffer, start: int, stop: int, options: Options | None = None) -> Chunk:
-    """Planes `start` to `stop` of the first axis of one chunk, decoded without the rest where streams allow it.
-
-    Parameters
-    ----------
-    data : buffer
-        A whole frame of a chunk with at least one axis.
-    start, stop : int
-        ``0 <= start < stop <= shape[0]``.
-    options : Options, optional
-        Runtime settings; those of the process when not given.
-
-    Returns
-    -------
-    ndarray, shape (stop - start, ...)
-        Equal to the same planes of the whole chunk.
-    """
-    options = current() if options is None else options
-    with slot():
-        return _decode([data], (start, stop), options)[0]
+    """Planes `start` to `stop` of the first axis of one chunk; see `decode_many`."""
+    return decode_many([data], options, planes=[(start, stop)])[0]
 
 
 @dataclass(eq=False)
@@ -109,16 +97,17 @@ class _Latent:
         return self.grid[0] * self.grid[1]
 
 
-def _decode(frames: Sequence[Buffer], planes: tuple[int, int] | None, options: Options) -> list[Chunk]:
+def decode_within_slot(frames: Sequence[Buffer], options: Options, planes: Sequence[Planes]) -> list[Chunk]:
+    """`decode_many` for a caller that holds a slot already, as an encoder that checks its own output does."""
     limits = Limits(max_chunk_bytes=options.max_chunk_bytes)
     out: list[Chunk | None] = [None] * len(frames)
     latent: dict[int, _Latent] = {}
-    for i, data in enumerate(frames):
+    for i, (data, wanted) in enumerate(zip(frames, planes, strict=True)):
         frame = unpack(data, limits=limits)
         if frame.kind in (Kind.LATENT, Kind.MASKED):
-            latent[i] = _open_latent(frame, planes, limits)
+            latent[i] = _open_latent(frame, wanted, limits)
         else:
-            out[i] = _finish(_plain(frame), frame, planes)
+            out[i] = _finish(_plain(frame), frame, wanted)
     _entropy_decode(list(latent.values()), options)
     for group in _alike(latent.values()):
         _synthesise(group, options)
@@ -126,7 +115,7 @@ def _decode(frames: Sequence[Buffer], planes: tuple[int, int] | None, options: O
         voxels = item.voxels.reshape(item.shape)
         if item.background is not None:
             voxels = mask.restore(voxels, item.background, item.frame.shape)
-        out[i] = _finish(voxels, item.frame, planes)
+        out[i] = _finish(voxels, item.frame, planes[i])
     return [chunk for chunk in out if chunk is not None]
 
 
@@ -138,7 +127,7 @@ def _plain(frame: Frame) -> Chunk:
     return lossless.decode(frame.setting, frame.sections[0], frame.shape, native)
 
 
-def _open_latent(frame: Frame, planes: tuple[int, int] | None, limits: Limits) -> _Latent:
+def _open_latent(frame: Frame, planes: Planes, limits: Limits) -> _Latent:
     if frame.tier is not Tier.FULL:
         raise UnsupportedFrameError(
             f"frame is at tier '{frame.tier.name.lower()}', this reader has only 'full'. Upgrade zarr_emcodec.",
@@ -191,10 +180,10 @@ def _entropy_decode(items: Sequence[_Latent], options: Options) -> None:
 
 
 def _alike(items: Iterable[_Latent]) -> list[list[_Latent]]:
-    """Which items may share an inference: same model, level and grid."""
+    """Which items may share an inference: same model and grid."""
     groups: dict[tuple[Any, ...], list[_Latent]] = {}
     for item in items:
-        groups.setdefault((item.model.card.digest, item.frame.setting, item.grid), []).append(item)
+        groups.setdefault((item.model.card.digest, item.grid), []).append(item)
     return list(groups.values())
 
 
@@ -211,7 +200,8 @@ def _synthesise(items: Sequence[_Latent], options: Options) -> None:
         runs = _runs(todo[i : i + many])
         blocks = [join_streams(item.plan, item.streams, item.grid, start, stop) for item, start, stop in runs]
         symbols = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        grey = inference.synthesise(first.model, symbols, first.frame.setting, options)
+        levels = np.repeat([item.frame.setting for item, _, _ in runs], [stop - start for _, start, stop in runs])
+        grey = inference.synthesise(first.model, symbols, levels, options)
         at = 0
         for item, start, stop in runs:
             _store(grey[at : at + stop - start], item, start, stop)
@@ -235,7 +225,7 @@ def _store(grey: NDArray[np.float32], item: _Latent, start: int, stop: int) -> N
     item.voxels[start - offset : stop - offset] = transform.from_grey(cropped, window, item.voxels.dtype)
 
 
-def _finish(chunk: Chunk, frame: Frame, planes: tuple[int, int] | None) -> Chunk:
+def _finish(chunk: Chunk, frame: Frame, planes: Planes) -> Chunk:
     """Cut what was asked for and bring byte and memory order to those of the encoded chunk."""
     if planes is not None and len(chunk) != planes[1] - planes[0]:
         chunk = chunk[planes[0] : planes[1]]

@@ -200,7 +200,8 @@ class _Job:
 
     def keeps_guard(self, frame: bytes) -> bool:
         """Whether the decoder's output of a frame reaches what was promised."""
-        decoded = self.tissue_of(decode_within_slot([frame], self.options)[0].astype(self.native.dtype, copy=False))
+        (back,) = decode_within_slot([frame], self.options, [None])
+        decoded = self.tissue_of(back.astype(self.native.dtype, copy=False))
         original = self.tissue_of(self.native)
         spec = self.spec
         if spec.max_error is not None and worst_error(original, decoded) > spec.max_error:

@@ -40,7 +40,9 @@ def analyse(model: Model, grey: NDArray[np.float32], options: Options) -> NDArra
     return _in_pieces(model, "encoder", transform.as_blocks(grey), out, (stride, (1, 1)), grid, halo, options, None)
 
 
-def synthesise(model: Model, symbols: NDArray[np.float32], level: int, options: Options) -> NDArray[np.float32]:
+def synthesise(
+    model: Model, symbols: NDArray[np.float32], levels: NDArray[np.int64], options: Options
+) -> NDArray[np.float32]:
     """Grey levels of quantised latents.
 
     Parameters
@@ -49,8 +51,8 @@ def synthesise(model: Model, symbols: NDArray[np.float32], level: int, options: 
         Only its decoder is used.
     symbols : ndarray, shape (n, channels, h, w), float32
         Integer-valued.
-    level : int
-        Of the model's quality ladder.
+    levels : ndarray, shape (n,), int64
+        Of each section on the model's quality ladder.
     options : Options
         ``block_voxels`` bounds one call.
 
@@ -62,7 +64,7 @@ def synthesise(model: Model, symbols: NDArray[np.float32], level: int, options: 
     grid = symbols.shape[2], symbols.shape[3]
     out = np.empty((len(symbols), 1, grid[0] * stride[0], grid[1] * stride[1]), np.float32)
     halo = max(model.card.decoder_halo)
-    return _in_pieces(model, "decoder", symbols, out, ((1, 1), stride), grid, halo, options, level)[:, 0]
+    return _in_pieces(model, "decoder", symbols, out, ((1, 1), stride), grid, halo, options, levels)[:, 0]
 
 
 def _stride(model: Model) -> tuple[int, int]:
@@ -79,15 +81,15 @@ def _in_pieces(
     grid: Shape,
     halo: int,
     options: Options,
-    level: int | None,
+    levels: NDArray[np.int64] | None,
 ) -> NDArray[np.float32]:
     """Fill `out` from `source`, whole sections at a time where they fit, tiles of one section where they do not."""
 
-    def run(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(block: NDArray[np.float32], sections: slice) -> NDArray[np.float32]:
         name = "grey" if part == "encoder" else "symbols"
         inputs: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(block)}
-        if level is not None:
-            inputs["level"] = np.full(len(block), level, np.int64)
+        if levels is not None:
+            inputs["level"] = np.ascontiguousarray(levels[sections], np.int64)
         return np.asarray(model.run(part, inputs, options))
 
     stride = _stride(model)
@@ -95,7 +97,7 @@ def _in_pieces(
     if section_voxels <= options.block_voxels:
         many = max(1, options.block_voxels // section_voxels)
         for i in range(0, len(source), many):
-            out[i : i + many] = run(source[i : i + many])
+            out[i : i + many] = run(source[i : i + many], slice(i, i + many))
         return out
     edge = max(1, math.isqrt(options.block_voxels) // max(stride) - 2 * halo)
     source_scale, out_scale = scales
@@ -103,7 +105,6 @@ def _in_pieces(
         outer, inner = transform.scaled(tile.outer, source_scale), transform.scaled(tile.inner, out_scale)
         target = transform.scaled(tile.target, out_scale)
         for i in range(len(source)):
-            out[(i, slice(None), *target)] = run(source[(slice(i, i + 1), slice(None), *outer)])[
-                (0, slice(None), *inner)
-            ]
+            piece = run(source[(slice(i, i + 1), slice(None), *outer)], slice(i, i + 1))
+            out[(i, slice(None), *target)] = piece[(0, slice(None), *inner)]
     return out
