@@ -110,6 +110,11 @@ def cells(extent: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
     return -(-extent[0] // stride[0]), -(-extent[1] // stride[1])
 
 
+def padded_voxels(shape: Shape, stride: tuple[int, int]) -> int:
+    """Voxels of a chunk when all its sections are padded to whole strides."""
+    return n_sections(shape) * math.prod(cells(section_shape(shape), stride)) * math.prod(stride)
+
+
 def pad_to_stride(sections: NDArray[np.float32], stride: tuple[int, int]) -> NDArray[np.float32]:
     """Grow sections to whole strides at the high end of each axis, by reflection about the last voxel's outer edge.
 

@@ -149,7 +149,7 @@ def _open_latent(frame: Frame, planes: Planes, limits: Limits) -> _Latent:
     n = transform.n_sections(shape)
     stride = (model.card.stride[0], model.card.stride[1])
     grid = transform.cells(transform.section_shape(shape), stride)
-    if n * math.prod(grid) * math.prod(stride) > limits.max_chunk_bytes:
+    if transform.padded_voxels(shape, stride) > limits.max_chunk_bytes:
         # thin sections are padded to whole strides: a few bytes could ask for hundreds of times the chunk's size
         raise FrameError(
             f"latent frame of shape {frame.shape} stands for {n} x {grid} cells of {stride} voxels, above the limit "

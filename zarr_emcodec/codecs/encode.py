@@ -69,6 +69,11 @@ def _encode(spec: VAESpec, chunks: Sequence[Chunk], options: Options) -> list[by
     waiting = [job for job in jobs if not job.frame]
     if waiting:
         model = find_model(spec.digest)
+        stride = (model.card.stride[0], model.card.stride[1])
+        for job in waiting:
+            if transform.padded_voxels(job.inner.shape, stride) > options.max_chunk_bytes:
+                job.frame = job.lossless()  # sections so thin that readers refuse what they grow to
+        waiting = [job for job in waiting if not job.frame]
         _analyse(waiting, model, options)
         _settle(waiting, options)
     return [job.frame for job in jobs]
@@ -308,7 +313,7 @@ def _settle(jobs: Sequence[_Job], options: Options) -> None:
     for job in jobs:
         if job.spec.guarded:
             _settle_guard(job, levels.get(id(job)), options)
-        elif len(job.frame) > _LOSSLESS_FROM * job.native.nbytes:
+        elif job.spec.mode == "entropy" and len(job.frame) > _LOSSLESS_FROM * job.native.nbytes:
             exact = job.lossless()
             job.frame = exact if len(exact) <= len(job.frame) else job.frame
 

@@ -82,7 +82,7 @@ def find_background(chunk: Chunk, value: float | None, *, ratio: float) -> Backg
         wanted = np.asarray(value).astype(chunk.dtype)
         tissue = chunk[box] != wanted
         masked = tissue.size - int(np.count_nonzero(tissue))
-        if masked * 32 >= tissue.size:
+        if tissue.size > masked >= tissue.size / 32:
             cost = len(_pack_bitmap(tissue))
             if cost <= masked * chunk.dtype.itemsize / ratio:
                 return Background(np.asarray(wanted), box, tissue)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
+import numpy as np
+
 from zarr_emcodec.errors import SpecError
 from zarr_emcodec.runtime import Card, find_model, list_models
 
@@ -176,6 +178,9 @@ def _window(window: Any) -> tuple[float, float] | None:
         low = high = None
     if low is None or high is None or not low < high:
         raise SpecError(f"window {window!r}: needs two numbers, low below high.", name="window", value=window)
+    largest = float(np.finfo(np.float32).max)
+    if max(-low, high, high - low) > largest or (high - low) / 255 < float(np.finfo(np.float32).tiny):
+        raise SpecError(f"window {window!r}: float32 cannot hold it.", name="window", value=window)
     return low, high
 
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import zipfile
 from functools import cached_property
@@ -222,7 +223,9 @@ def read_bounded(path: Path, limit: int) -> bytes:
     if not path.is_file():  # a pipe would be waited for without end
         raise FileNotFoundError(f"no file {path}")
     with path.open("rb") as stream:
-        data = stream.read(limit + 1)
+        size = os.fstat(stream.fileno()).st_size
+        # the one byte more shows a file that grows; asking for the limit at once would set aside that much memory
+        data = stream.read(min(size, limit) + 1)
     if len(data) > limit:
         raise ModelError(f"{path}: more than {limit} bytes.")
     return data
