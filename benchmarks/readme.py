@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Write the measured tables of README.md from the records of rd.py and speed.py; nothing is measured here.
+
+    python benchmarks/readme.py [--results benchmarks/results/0.1.0] [--check]
+
+The tables stand between two marker comments. --check changes nothing and fails where the README says something else
+than the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from metrics import at_ratio, bd_rate
+
+ROOT = Path(__file__).resolve().parents[1]
+START, END = "<!-- figures -->", "<!-- end of figures -->"
+RATIOS = (8, 16, 32, 64, 128, 256)
+VOLUMES = {
+    "fib_medulla_64": "FIB-SEM, fly medulla, 10 nm isotropic",
+    "sstem_cremi_11": "ssTEM, fly brain, 8 x 8 x 40 nm (other sections of a block that was trained on)",
+    "sstem_vnc_20": "ssTEM, fly larva, 4.6 x 4.6 x 47 nm, unlike any training volume",
+}
+
+
+def record(results: Path, name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def quality_rows(results: Path, name: str) -> list[str]:
+    """PSNR at each ratio, one row a codec, and the BD-rate against HEVC intra."""
+    curves = record(results, f"rd_{name}")["curves"]
+    rows = []
+    for curve in curves.values():
+        cells = [at_ratio(curve["points"], ratio) for ratio in RATIOS]
+        shown = " | ".join("" if cell != cell else f"{cell:.2f}" for cell in cells)
+        rate = bd_rate(curves["hevc_intra"]["points"], curve["points"]) if curve is not curves["hevc_intra"] else 0.0
+        label = f"**{curve['label']}**" if curve["ours"] else curve["label"]
+        rows.append(f"| {label} | {shown} | {'' if rate != rate else f'{rate:+.0f} %'} |")
+    return rows
+
+
+def speed_rows(results: Path) -> list[str]:
+    """MB/s both ways of each codec on one chunk."""
+    (path,) = sorted(results.glob("speed_*.json"))
+    rows = []
+    for case in json.loads(path.read_text(encoding="utf-8"))["codecs"]:
+        if case["codec"] == "peer":
+            label = case["label"]
+        else:
+            label = f"**zarr_emcodec** at {case['ratio']:g}x, {case['entropy']} entropy coder"
+        rows.append(
+            f"| {label} | {case['reached']:.0f}x | {case['encode']['mb_s']:.1f} | {case['decode']['mb_s']:.1f} |"
+        )
+    return rows
+
+
+def _link(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tables(results: Path) -> str:
+    """The README's section, Markdown."""
+    head = "| PSNR, dB, at a ratio of | " + " | ".join(f"{ratio}x" for ratio in RATIOS) + " | bytes against HEVC |"
+    parts = [START, "## What it gives"]
+    for name, title in VOLUMES.items():
+        parts += [f"{title}:", "\n".join([head, "|---" * (len(RATIOS) + 2) + "|", *quality_rows(results, name)])]
+    parts += [
+        'No network saw these sections in training. Ours count every stored byte, the others their payload. "Bytes '
+        'against HEVC": BD-rate to HEVC intra, 8x to 256x, negative is better. A blank: the codec does not get there. '
+        f"Pictures and records: [benchmarks/results]({_link(results)}).",
+        f"![PSNR and SSIM over ratio]({_link(results / 'rd_fib_medulla_64.png')})",
+        "\n".join(
+            ["| MB/s of raw voxels, one core | ratio | encode | decode |", "|---|---|---|---|", *speed_rows(results)]
+        ),
+        END,
+    ]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "0.1.0")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(START, 1)
+    after = rest.split(END, 1)[1] if END in rest else rest
+    new = before + tables(args.results.resolve()) + after
+    if args.check:
+        sys.exit("README.md differs from the records: run benchmarks/readme.py" if new != text else 0)
+    readme.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
