@@ -124,9 +124,8 @@ class VAESpec:
             raise SpecError(
                 f"no model covers ratio {self.ratio:g}. {_others(self.ratio)}", name="ratio", value=self.ratio
             )
-        # where ranges overlap, the one whose middle (in log ratio) is nearest
-        wanted = math.log(self.ratio)
-        return min(fitting, key=lambda card: abs(wanted - math.log(card.ratio_range[0] * card.ratio_range[1]) / 2))
+        # where ranges overlap, the one that is made for higher ratios: its range begins where it is ahead
+        return max(fitting, key=lambda card: (card.ratio_range[0], card.version))
 
     def to_config(self) -> dict[str, Any]:
         """Plain JSON data; what stands in array metadata."""

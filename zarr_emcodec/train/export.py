@@ -161,24 +161,21 @@ def measure(model_id: str, models: Path, sections: Sequence[NDArray[np.float32]]
 
 def _readme(card: dict[str, Any]) -> str:
     """What a person wants to know of a model, from its card."""
-    training = card["training"]
+    training, decoder, cost = card["training"], card["decoder"], card["mac_per_voxel"]
     rows = "\n".join(f"| {row['ratio']:g} | {row['psnr_db']:.2f} |" for row in card["measured"]["held_out"])
     volumes = ", ".join(volume["file"] for volume in training["volumes"])
     low, high = card["ratio_range"]
-    return f"""# {card["id"]}
-
-A 2-D autoencoder for electron micrographs, one network for ratios {low:g} to {high:g}. One latent cell of
-{card["decoder"]["channels"]} channels for each block of {card["decoder"]["stride"][0]} x {card["decoder"]["stride"][1]}
-voxels; {card["parameters"] / 1e6:.1f} million parameters, stored in float16; {card["mac_per_voxel"]["encode"]:.0f}
-multiply-accumulates a voxel to encode, {card["mac_per_voxel"]["decode"]:.0f} to decode.
-
-| ratio | PSNR, dB |
-|---|---|
-{rows}
-
-Measured on the held-out sections of the training volumes ({volumes}). Trained for {training["steps"]} steps. Licence of
-the weights: {card["licence"]}. Everything else is in card.json.
-"""
+    paragraphs = [
+        f"# {card['id']}",
+        f"A 2-D autoencoder for electron micrographs: one network for ratios {low:g} to {high:g}.",
+        f"{decoder['channels']} latent channels for each {decoder['stride'][0]} x {decoder['stride'][1]} voxels;"
+        f" {card['parameters'] / 1e6:.1f} million parameters, stored in float16; {cost['encode']:.0f}"
+        f" multiply-accumulates a voxel to encode, {cost['decode']:.0f} to decode.",
+        f"| ratio | PSNR, dB |\n|---|---|\n{rows}",
+        f"Measured on sections held out of the training volumes ({volumes}). Trained for {training['steps']} steps. "
+        f"Licence of the weights: {card['licence']}. Everything else is in card.json.",
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:

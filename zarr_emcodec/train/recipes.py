@@ -9,7 +9,7 @@ from zarr_emcodec.train.data import Source
 from zarr_emcodec.train.loop import TrainConfig
 
 RECIPES: dict[str, TrainConfig] = {
-    # 8x to 48x: blocks of 16 x 16 are where a 2-D block transform of EM levels off at these rates
+    # to 48x: blocks of 16 x 16 are where a 2-D block transform of EM levels off at these rates
     "vae-2d-s16": TrainConfig(
         arch=ArchConfig(
             stride=16, channels=192, enc_widths=(64, 128), enc_blocks=(1, 1), dec_widths=(64, 160), dec_blocks=(2, 2)
@@ -17,7 +17,7 @@ RECIPES: dict[str, TrainConfig] = {
         step_low=5.0,
         step_high=120.0,
     ),
-    # 40x to 256x: at fewer than 32 bits per 16 x 16 block larger blocks save what the low frequencies cost
+    # from 32x: at fewer than 32 bits per 16 x 16 block larger blocks save what the low frequencies cost
     "vae-2d-s32": TrainConfig(
         arch=ArchConfig(
             stride=32,
@@ -35,8 +35,8 @@ RECIPES: dict[str, TrainConfig] = {
 }
 
 
-RATIOS: dict[str, tuple[float, float]] = {"vae-2d-s16": (4.0, 48.0), "vae-2d-s32": (24.0, 512.0)}
-"""The ratios that each model is offered for. Their held-out curves cross near 28x."""
+RATIOS: dict[str, tuple[float, float]] = {"vae-2d-s16": (4.0, 48.0), "vae-2d-s32": (32.0, 512.0)}
+"""The ratios that each model is offered for. Their held-out curves cross at 32x."""
 
 
 def standard_sources(folder: Path) -> list[Source]:
