@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+import zarr_emcodec
 from tests.codecs.frames import encode
 from tests.volumes import Array, as_dtype, fibsem, padded
 from zarr_emcodec.codecs import decode_many
@@ -22,7 +24,7 @@ from zarr_emcodec.codecs.mask import (
     restore,
     unpack_mask,
 )
-from zarr_emcodec.errors import FrameError, UnsupportedFrameError
+from zarr_emcodec.errors import FrameError, SpecError, UnsupportedFrameError
 from zarr_emcodec.frame import inspect
 from zarr_emcodec.frame.wire import varint
 
@@ -192,3 +194,17 @@ def test_bitmaps_of_another_size_or_with_fill_bits_are_refused() -> None:
 def test_a_bitmap_for_no_axes_is_refused() -> None:
     with pytest.raises(FrameError):
         unpack_mask(b"\0\1" + zlib.compress(b"\1"), (), U1)
+
+
+@pytest.mark.parametrize("words", [{"ratio": 16}, {"min_psnr": 30.0}], ids=str)
+def test_padding_with_nan_is_background_and_nan_in_tissue_is_refused(words: dict[str, Any]) -> None:
+    tissue = fibsem()[:3, :40, :50].astype(np.float32)
+    chunk = np.full((4, 64, 64), np.nan, np.float32)
+    chunk[:3, :40, :50] = tissue
+    codec = zarr_emcodec.VAECodec(**words)
+    back = codec.decode(codec.encode(chunk))
+    assert np.array_equal(np.isnan(back), np.isnan(chunk))
+    assert np.abs(back[:3, :40, :50] - tissue).mean() < 8
+    chunk[1, 5, 5] = np.nan
+    with pytest.raises(SpecError, match="NaN"):
+        codec.encode(chunk)

@@ -105,14 +105,14 @@ class _Job:
             value = first.astype(first.dtype.newbyteorder("<")).tobytes()
             self.frame = self._pack(Kind.CONSTANT, (value,))
             return
-        _check_finite(self.native)
-        if self.spec.max_error == 0:
-            self.frame = self.lossless()
-            return
         if self.spec.background is not None:
             ratio = self.spec.ratio or 16.0
             self.background = mask.find_background(self.native, self.spec.background_value, ratio=ratio)
         self.inner = self.native if self.background is None else mask.fill_background(self.native, self.background)
+        _check_finite(self.inner)  # what is padded with NaN is background by now
+        if self.spec.max_error == 0:
+            self.frame = self.lossless()
+            return
         if self.native.dtype != np.uint8:
             stated = self.spec.window
             self.window = transform.Window.stated(*stated) if stated else transform.Window.of_chunk(self.inner)

@@ -96,6 +96,11 @@ def _is_representable(value: float, dtype: np.dtype[np.generic]) -> bool:
     return info.min <= value <= info.max and value == int(value)
 
 
+def _equal(array: Chunk, value: np.generic) -> NDArray[np.bool_]:
+    # arrays of floats are often padded with NaN, which is not equal to itself
+    return np.asarray(np.isnan(array) if value != value else array == value)
+
+
 def _covers(box: Box, shape: Shape) -> bool:
     return all(s.stop - s.start == n for s, n in zip(box, shape, strict=True))
 
@@ -103,10 +108,12 @@ def _covers(box: Box, shape: Shape) -> bool:
 def _tissue_box(chunk: Chunk, value: np.generic) -> Box:
     """Bounding box of the voxels that differ from `value`; faces are looked at before the whole chunk is."""
     whole = tuple(slice(0, n) for n in chunk.shape)
-    faces = (chunk.take(end, axis=axis) for axis in range(chunk.ndim) for end in (0, -1))
-    if not any(bool((face == value).all()) for face in faces):
+    if np.isinf(value):  # padding may be NaN; infinities are somebody's mistake, and refused later
         return whole
-    other = chunk != value
+    faces = (chunk.take(end, axis=axis) for axis in range(chunk.ndim) for end in (0, -1))
+    if not any(bool(_equal(face, value).all()) for face in faces):
+        return whole
+    other = ~_equal(chunk, value)
     if not other.any():  # zeros of both signs: not one value by its bits, but by comparison
         return whole
     box = []
