@@ -23,7 +23,7 @@ RATIOS = (8, 16, 32, 64, 128, 256)
 VOLUMES = {
     "fib_medulla_64": "FIB-SEM, fly medulla, 10 nm isotropic",
     "sstem_cremi_11": "ssTEM, fly brain, 8 x 8 x 40 nm (other sections of a block that was trained on)",
-    "sstem_vnc_20": "ssTEM, fly larva, 4.6 x 4.6 x 47 nm, unlike any training volume",
+    "sstem_vnc_20_first8": "ssTEM, fly larva, 4.6 x 4.6 x 47 nm, unlike any training volume",
 }
 
 

@@ -16,7 +16,7 @@ from zarr_emcodec.errors import SpecError
 DEFAULT_CHUNKS = (16, 512, 512)
 """What the shipped models' figures are measured with."""
 _INDEX_BYTES, _INDEX_CHECK_BYTES = 16, 4  # per inner chunk and per shard of a Zarr v3 shard index
-_LATER_BYTES = 1024  # attributes that are added once an array is written: its measured quality, where it came from
+_LATER_BYTES = 400  # attributes that are added once an array is written: its measured quality, where it came from
 
 
 def fit_chunks(shape: Shape, chunks: Sequence[int] | None = None) -> Shape:
