@@ -158,34 +158,42 @@ class _Job:
         return self._pack(Kind.MASKED, (mask.pack_mask(self.background), side, *streams), level)
 
     def level_for_ratio(self) -> int:
-        """The finest level whose estimated size fits the budget; the coarsest where none does."""
-        fixed = _HEADER_BYTES + (len(mask.pack_mask(self.background)) if self.background else 0)
-        room = self.budget - fixed
-        levels = self.latents.ladder.n_levels
-
-        def fits(level: int) -> bool:
-            return self.latents.estimated_bytes(level, self.spec.mode) <= room
-
-        found = finest_level(fits, levels, levels // 2)
-        if found is not None and self.spec.mode == "entropy":
-            self.latents.refine_estimate(found)
-            found = finest_level(fits, levels, found)
-        return levels - 1 if found is None else found
+        """The level to try first: the finest whose estimated size fits the budget; the coarsest where none does."""
+        level = self._finest(self.latents.ladder.n_levels // 2)
+        if self.spec.mode == "entropy":
+            self.latents.refine_estimate(level)
+            level = self._finest(level)
+        return level
 
     def next_level(self) -> int:
         """The level to try after those in `tried`, or the one of them to keep.
 
-        The first level came from a sample of the latents; sizes of real frames correct it.
+        The first level came from a sample of the latents; the sizes of real frames correct the estimate.
         """
-        levels = self.latents.ladder.n_levels
+        last = next(reversed(self.tried))
+        self.latents.calibrate(last, len(self.tried[last]) - self._fixed_bytes, self.spec.mode)
         fitting = [level for level, frame in self.tried.items() if len(frame) <= self.budget]
         if not fitting:
-            level = max(self.tried)
-            return min(level + _levels_apart(len(self.tried[level]) / self.budget), levels - 1)
+            coarser = max(self.tried) + 1
+            return min(max(self._finest(coarser - 1), coarser), self.latents.ladder.n_levels - 1)
         best = min(fitting)
-        room = self.budget / len(self.tried[best])
         floor = max((level + 1 for level in self.tried if level < best), default=0)
-        return best if room < _WORTH_A_LEVEL else max(best - _levels_apart(room), floor)
+        if self.budget < _WORTH_A_LEVEL * len(self.tried[best]) or floor == best:
+            return best
+        return min(max(self._finest(best), floor), best)
+
+    @property
+    def _fixed_bytes(self) -> int:
+        return _HEADER_BYTES + (len(mask.pack_mask(self.background)) if self.background else 0)
+
+    def _finest(self, start: int) -> int:
+        """The finest level that fits by the estimate as it stands."""
+        room = self.budget - self._fixed_bytes
+        levels = self.latents.ladder.n_levels
+        found = finest_level(
+            lambda level: self.latents.estimated_bytes(level, self.spec.mode) <= room, levels, min(start, levels - 1)
+        )
+        return levels - 1 if found is None else found
 
     def level_for_guard(self) -> int:
         """A first guess of the level at which `min_psnr` or `max_error` holds, from the error of the quantiser."""
@@ -213,10 +221,6 @@ class _Job:
             return False
         peak = _GREY_PEAK * (self.window.scale if self.window else 1.0)
         return spec.min_psnr is None or psnr(original, decoded, peak=peak) >= spec.min_psnr
-
-
-def _levels_apart(size_ratio: float) -> int:
-    return max(1, int(np.log(size_ratio) / np.log(_WORTH_A_LEVEL)))
 
 
 def check_chunk(chunk: Chunk, options: Options) -> None:

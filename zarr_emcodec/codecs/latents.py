@@ -69,8 +69,16 @@ class ChunkLatents:
         """Take into account, from a level near the right one, how much tables of the chunk's own will save."""
         symbols = self.ladder.quantise(self._sample, level)
         own = self.ladder.default_bits(symbols, level)
+        index, bits = self.ladder.fit_tables(symbols, level)
         if own:
-            self._discount = self.ladder.fit_tables(symbols, level)[1] / own
+            if (index != self.ladder.index[level]).any():  # thresholds follow the tables, as they will in `streams`
+                _, bits = self.ladder.fit_tables(self.ladder.quantise(self._sample, level, index), level)
+            self._discount = bits / own
+
+    def calibrate(self, level: int, size_bytes: float, mode: Mode) -> None:
+        """Make the estimate agree with a real size of side information and streams."""
+        if mode == "entropy":
+            self._discount *= max(size_bytes, 1.0) / max(self.estimated_bytes(level, mode), 1.0)
 
     def estimated_squared_error(self, level: int) -> float:
         """Mean squared quantisation error per latent cell, grey levels squared (the transform is near orthonormal)."""

@@ -147,7 +147,9 @@ class Ladder:
         """Estimated bits of each channel under each table, shape (channels, tables)."""
         reach = min(int(np.abs(symbols).max(initial=0)), _HALF_WIDTH)
         counts = _histograms(symbols, reach)
-        bits = counts @ self._cost[:, _HALF_WIDTH - reach : _HALF_WIDTH + reach + 1].T
+        # einsum, not a matrix product: BLAS would start threads of its own, which spin on for longer than this takes
+        cost = self._cost[:, _HALF_WIDTH - reach : _HALF_WIDTH + reach + 1]
+        bits = np.einsum("cs,ts->ct", counts, cost)
         # the skip table is right exactly where all symbols are zero
         bits[:, 0] = np.where(counts[:, reach] == symbols.shape[1], 0.0, np.inf)
         return np.asarray(bits)
