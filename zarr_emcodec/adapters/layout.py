@@ -94,7 +94,7 @@ def with_overhead(
     --------
     >>> spec = VAESpec(ratio=64)
     >>> round(with_overhead(spec, (64, 1024, 1024), 1, 1200, ((16, 512, 512), None)).ratio, 2)
-    64.14
+    64.1
     """
     if spec.ratio is None or spec.mode == "nominal" or 0 in shape:
         return spec
