@@ -144,3 +144,12 @@ def test_every_registered_codec_has_cases() -> None:
     registered = {point.name for point in entry_points(group="zarr.codecs") if point.value.startswith("zarr_emcodec.")}
     assert registered <= set(KINDS)
     assert set(KINDS["emcodec.vae"]) == {case.id for case in CASES}
+
+
+def test_a_tier_that_the_model_lacks_is_refused() -> None:
+    codec = zarr_emcodec.VAECodec(ratio=16)
+    frame = codec.encode(fibsem()[:1])
+    with zarr_emcodec.options(tier="full"):
+        codec.decode(frame)
+    with zarr_emcodec.options(tier="top"), pytest.raises(zarr_emcodec.errors.SpecError, match="has one tier"):
+        codec.decode(frame)

@@ -25,7 +25,7 @@ from zarr_emcodec.codecs.latents import StreamPlan, join_streams, plan_streams
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.codecs.slots import slot
 from zarr_emcodec.entropy import coder
-from zarr_emcodec.errors import FrameError, ModelError, UnsupportedFrameError
+from zarr_emcodec.errors import FrameError, ModelError, SpecError, UnsupportedFrameError
 from zarr_emcodec.frame import Frame, Kind, Limits, Tier, unpack
 from zarr_emcodec.runtime import Model, Options, current, find_model
 
@@ -105,7 +105,7 @@ def decode_within_slot(frames: Sequence[Buffer], options: Options, planes: Seque
     for i, (data, wanted) in enumerate(zip(frames, planes, strict=True)):
         frame = unpack(data, limits=limits)
         if frame.kind in (Kind.LATENT, Kind.MASKED):
-            latent[i] = _open_latent(frame, wanted, limits)
+            latent[i] = _open_latent(frame, wanted, options)
         else:
             out[i] = _finish(_plain(frame), frame, wanted)
     _entropy_decode(list(latent.values()), options)
@@ -127,7 +127,7 @@ def _plain(frame: Frame) -> Chunk:
     return lossless.decode(frame.setting, frame.sections[0], frame.shape, native)
 
 
-def _open_latent(frame: Frame, planes: Planes, limits: Limits) -> _Latent:
+def _open_latent(frame: Frame, planes: Planes, options: Options) -> _Latent:
     if frame.tier is not Tier.FULL:
         raise UnsupportedFrameError(
             f"frame is at tier '{frame.tier.name.lower()}', this reader has only 'full'. Upgrade zarr_emcodec.",
@@ -139,6 +139,12 @@ def _open_latent(frame: Frame, planes: Planes, limits: Limits) -> _Latent:
     model = find_model(frame.model)
     if model.card.codec != "vae":
         raise ModelError(f"model '{model.card.id}' is of codec '{model.card.codec}'. Upgrade zarr_emcodec to read it.")
+    if options.tier not in (None, "full"):
+        raise SpecError(
+            f"model '{model.card.id}' has one tier, 'full', not '{options.tier}'. Leave options(tier=...) unset.",
+            name="tier",
+            value=options.tier,
+        )
     native = frame.dtype.newbyteorder("=")
     sections = frame.sections
     background = None
@@ -149,11 +155,11 @@ def _open_latent(frame: Frame, planes: Planes, limits: Limits) -> _Latent:
     n = transform.n_sections(shape)
     stride = (model.card.stride[0], model.card.stride[1])
     grid = transform.cells(transform.section_shape(shape), stride)
-    if transform.padded_voxels(shape, stride) > limits.max_chunk_bytes:
+    if transform.padded_voxels(shape, stride) > options.max_chunk_bytes:
         # thin sections are padded to whole strides: a few bytes could ask for hundreds of times the chunk's size
         raise FrameError(
             f"latent frame of shape {frame.shape} stands for {n} x {grid} cells of {stride} voxels, above the limit "
-            f"of {limits.max_chunk_bytes}. If the data are trusted, raise options(max_chunk_bytes=...).",
+            f"of {options.max_chunk_bytes}. If the data are trusted, raise options(max_chunk_bytes=...).",
             field="shape",
         )
     start, stop = 0, n
