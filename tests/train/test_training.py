@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,11 @@ def test_training_goes_on_from_an_exported_model(source: Source, tmp_path: Path)
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
     again = Trainer(CONFIG, [source], tmp_path / "e.pt", start=start)
     assert cost(again) == pytest.approx(cost(trainer), rel=1e-3)
+
+
+def test_reports_are_json_and_measure_held_out_sections(source: Source, tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    Trainer(CONFIG, [source], tmp_path / "f.pt").run(reports.append, every_s=60)
+    json.dumps([dataclasses.asdict(report) for report in reports], allow_nan=False)
+    assert len(reports[-1].validation["psnr"]) == 5
+    assert reports[-1].validation["bpp"][0] > reports[-1].validation["bpp"][-1]

@@ -66,7 +66,7 @@ class Progress:
 
     step: int
     minutes: float
-    loss: float
+    loss: float | None  # None before the first step
     validation: dict[str, list[float]]
 
 
@@ -135,7 +135,7 @@ class Trainer:
             if self.elapsed_s - told >= every_s or share >= 1:
                 told = self.elapsed_s
                 self.save()
-                mean = float(np.mean(losses)) if losses else math.nan
+                mean = float(np.mean(losses)) if losses else None
                 report(Progress(self.step, self.elapsed_s / 60, mean, self.validate()))
                 losses.clear()
                 if share >= 1:
@@ -186,9 +186,10 @@ class Trainer:
     @torch.inference_mode()
     def validate(self, crops: int = 12) -> dict[str, list[float]]:
         """Bits per voxel and PSNR on held-out crops at five steps of the band, no augmentation."""
-        edge = 256
-        held_out = [v[:edge, :edge] for v in self.sampler.validation if min(v.shape) >= edge][:crops]
-        if not held_out:
+        stride = self.config.arch.stride
+        edge = min([256, *(min(v.shape) for v in self.sampler.validation)]) // stride * stride
+        held_out = [v[:edge, :edge] for v in self.sampler.validation][:crops]
+        if not held_out or not edge:
             return {}
         grey = torch.from_numpy(np.stack(held_out))[:, None].to(self.device)
         table: dict[str, list[float]] = {"step": [], "bpp": [], "psnr": []}
