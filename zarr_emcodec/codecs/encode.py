@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -155,7 +156,7 @@ class _Job:
         """The frame of coded latents, with the mask in front where there is one."""
         if self.background is None:
             return self._pack(Kind.LATENT, (side, *streams), level)
-        return self._pack(Kind.MASKED, (mask.pack_mask(self.background), side, *streams), level)
+        return self._pack(Kind.MASKED, (self._mask_section, side, *streams), level)
 
     def level_for_ratio(self) -> int:
         """The level to try first: the finest whose estimated size fits the budget; the coarsest where none does."""
@@ -182,9 +183,13 @@ class _Job:
             return best
         return min(max(self._finest(best), floor), best)
 
+    @cached_property
+    def _mask_section(self) -> bytes:
+        return mask.pack_mask(self.background) if self.background else b""
+
     @property
     def _fixed_bytes(self) -> int:
-        return _HEADER_BYTES + (len(mask.pack_mask(self.background)) if self.background else 0)
+        return _HEADER_BYTES + len(self._mask_section)
 
     def _finest(self, start: int) -> int:
         """The finest level that fits by the estimate as it stands."""
