@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from zarr_emcodec.errors import EmCodecError, VerifyError
+from zarr_emcodec.errors import ModelError, VerifyError
 from zarr_emcodec.jobs.grid import Box, box_of, chunk_indices, voxels
-from zarr_emcodec.quality.measure import squared_error, ssim, worst_error
+from zarr_emcodec.jobs.measure import GREY_PEAK, SSIM_EVERY, BlockMeasure, Guard, compare_block, decibels
 
 if TYPE_CHECKING:
     import zarr
@@ -25,67 +25,6 @@ if TYPE_CHECKING:
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with bytes of raw voxels done, and in all."""
-_GREY_PEAK = 255.0
-_SLACK_DB = 0.05  # another runtime's grey levels may differ by one in a few voxels
-_SSIM_WINDOW = 11
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What was promised of every chunk when it was written.
-
-    Parameters
-    ----------
-    min_psnr : float or None, dB
-    max_error : float or None, source units
-    """
-
-    min_psnr: float | None = None
-    max_error: float | None = None
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Promise:
-        """From the codec's configuration in the array's metadata."""
-        return cls(config.get("min_psnr"), config.get("max_error"))
-
-    def broken(self, error: ChunkError, scale: float) -> str:
-        """Say how a chunk falls short, or nothing.
-
-        Parameters
-        ----------
-        error : ChunkError
-        scale : float
-            Source units per grey level, from the chunk's frame.
-        """
-        if self.max_error is not None:
-            # across runtimes a pixel may move by one grey level, except in exact frames
-            allowed = self.max_error + (scale if self.max_error else 0)
-            if error.worst > allowed:
-                return f"a voxel is off by {error.worst:g}, {self.max_error:g} was promised"
-        if self.min_psnr is not None:
-            reached = decibels(error.squared / error.coded_voxels, _GREY_PEAK * scale)
-            if reached < self.min_psnr - _SLACK_DB:
-                return f"{reached:.2f} dB, {self.min_psnr:g} were promised"
-        return ""
-
-
-@dataclass(frozen=True)
-class ChunkError:
-    """How far one chunk is from its source.
-
-    Parameters
-    ----------
-    squared : float
-        Sum of squared differences.
-    worst : float
-        Largest absolute difference.
-    coded_voxels : int
-        Voxels that the encoder saw: an edge chunk is coded at full size, and the guard was checked on all of it.
-    """
-
-    squared: float
-    worst: float
-    coded_voxels: int
 
 
 @dataclass
@@ -120,27 +59,15 @@ class Comparison:
         """Mean over all positions of the window; nan where no section is large enough."""
         return self._ssim_sum / self._ssim_weight if self._ssim_weight else math.nan
 
-    def add(self, original: Chunk, decoded: Chunk, *, squared: float, worst: float) -> None:
-        """Take in a box, whose errors are known already."""
-        self.squared += squared
-        self.n_voxels += original.size
-        self.worst = max(self.worst, worst)
-        if min(original.shape[-2:]) >= _SSIM_WINDOW:
-            rows, columns = (n - _SSIM_WINDOW + 1 for n in original.shape[-2:])
-            weight = math.prod(original.shape[:-2]) * rows * columns
-            self._ssim_sum += ssim(original, decoded, peak=self.peak) * weight
-            self._ssim_weight += weight
-
-
-def decibels(mean_squared_error: float, peak: float) -> float:
-    """PSNR of a mean squared error.
-
-    Examples
-    --------
-    >>> round(decibels(1.0, 255), 2)
-    48.13
-    """
-    return math.inf if mean_squared_error == 0 else 10 * math.log10(peak**2 / mean_squared_error)
+    def add(self, block: BlockMeasure) -> None:
+        """Take in a block."""
+        self.squared += block.squared
+        self.n_voxels += block.n_voxels
+        self.worst = max(self.worst, block.worst)
+        self.lowest_chunk_db = min(self.lowest_chunk_db, block.lowest_db)
+        self.failures += block.failures
+        self._ssim_sum += block.ssim_sum
+        self._ssim_weight += block.ssim_weight
 
 
 def compare(
@@ -148,8 +75,7 @@ def compare(
     array: zarr.Array[Any],
     boxes: Iterable[Box],
     *,
-    peak: float,
-    promise: Promise | None = None,
+    guard: Guard,
     scales: Mapping[Shape, float] | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Comparison:
@@ -161,10 +87,8 @@ def compare(
         Of one shape.
     boxes : iterable of tuple of slice
         Made of whole chunks. SSIM is taken inside each box: give whole sections for the figure of whole sections.
-    peak : float
-        For PSNR and SSIM, in source units.
-    promise : Promise, optional
-        Checked for each chunk.
+    guard : Guard
+        Checked for each chunk; its peak must be stated.
     scales : mapping, optional
         Chunk index to source units per grey level; 1 where absent.
     tick : callable, optional
@@ -174,15 +98,70 @@ def compare(
     -------
     Comparison
     """
-    found = Comparison(peak)
+    assert guard.peak is not None  # one for all boxes, or they would not add up
+    found = Comparison(guard.peak)
     for box in boxes:
-        original = source.read(box)
-        decoded = _decode(array, box, found)
-        if decoded is not None:
-            _measure(found, original, decoded, box, array.chunks, promise or Promise(), scales or {})
+        blocks, unread = compare_box(source.read(box), array, box, guard, scales=scales, ssim_every=1)
+        found.failures += unread
+        for block in blocks:
+            found.add(block)
         if tick is not None:
             tick(voxels(box) * source.dtype.itemsize)
     return found
+
+
+def compare_box(
+    original: Chunk,
+    array: zarr.Array[Any],
+    box: Box,
+    guard: Guard,
+    *,
+    scales: Mapping[Shape, float] | None = None,
+    ssim_every: int = SSIM_EVERY,
+) -> tuple[list[BlockMeasure], list[tuple[Shape, str]]]:
+    """Decode a box and measure it; where that fails, each of its chunks on its own.
+
+    Parameters
+    ----------
+    original : ndarray
+        The source's voxels of the box.
+    array, box
+        What to decode: whole chunks.
+    guard, scales, ssim_every
+        As in `compare_block`.
+
+    Returns
+    -------
+    blocks : list of BlockMeasure
+        The box, or those of its chunks that can be decoded.
+    unread : list of (chunk index, reason)
+        The others.
+
+    Raises
+    ------
+    ModelError
+        If a model is not here: the chunks may be well.
+    """
+
+    def measured(part: Box, decoded: Chunk) -> BlockMeasure:
+        inside = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True))
+        first = tuple(p.start // chunk for p, chunk in zip(part, array.chunks, strict=True))
+        return compare_block(
+            original[inside], decoded, guard, first_chunk=first, scales=scales, ssim_every=ssim_every
+        )  # fmt: skip
+
+    decoded = _decoded(array, box)
+    if not isinstance(decoded, str):
+        return [measured(box, decoded)], []
+    blocks, unread = [], []
+    for index in chunks_in(box, array.chunks):
+        part = box_of(index, array.chunks, array.shape)
+        decoded = _decoded(array, part)
+        if isinstance(decoded, str):
+            unread.append((index, decoded))
+        else:
+            blocks.append(measured(part, decoded))
+    return blocks, unread
 
 
 def peak_of(dtype: np.dtype[Any], window: Sequence[float] | None, extremes: tuple[float, float]) -> float:
@@ -194,7 +173,7 @@ def peak_of(dtype: np.dtype[Any], window: Sequence[float] | None, extremes: tupl
     4000.0
     """
     if dtype == np.uint8:
-        return _GREY_PEAK
+        return GREY_PEAK
     low, high = extremes if window is None else window
     return float(high) - float(low) or 1.0
 
@@ -218,41 +197,11 @@ def read_box(array: zarr.Array[Any], box: Box) -> Chunk:
     return np.asarray(array[box])
 
 
-def _decode(array: zarr.Array[Any], box: Box, found: Comparison) -> Chunk | None:
-    """The box, or None after noting which of its chunks cannot be decoded."""
+def _decoded(array: zarr.Array[Any], box: Box) -> Chunk | str:
+    """The voxels of a box, or why they cannot be had."""
     try:
         return read_box(array, box)
-    except (EmCodecError, ValueError, OSError):
-        pass  # found again below, chunk by chunk
-    for index in chunks_in(box, array.chunks):
-        try:
-            read_box(array, box_of(index, array.chunks, array.shape))
-        except (EmCodecError, ValueError, OSError) as error:
-            found.failures.append((index, str(error)))
-    return None
-
-
-def _measure(
-    found: Comparison,
-    original: Chunk,
-    decoded: Chunk,
-    box: Box,
-    chunks: Shape,
-    promise: Promise,
-    scales: Mapping[Shape, float],
-) -> None:
-    squared = worst = 0.0
-    shape = tuple(part.stop for part in box)
-    coded_voxels = math.prod(chunks)
-    for index in chunks_in(box, chunks):
-        place = tuple(
-            slice(part.start - whole.start, part.stop - whole.start)
-            for part, whole in zip(box_of(index, chunks, shape), box, strict=True)
-        )
-        a, b = original[place], decoded[place]
-        error = ChunkError(squared_error(a, b), worst_error(a, b), coded_voxels)
-        found.lowest_chunk_db = min(found.lowest_chunk_db, decibels(error.squared / a.size, found.peak))
-        squared, worst = squared + error.squared, max(worst, error.worst)
-        if reason := promise.broken(error, scales.get(index, 1.0)):
-            found.failures.append((index, reason))
-    found.add(original, decoded, squared=squared, worst=worst)
+    except ModelError:
+        raise
+    except Exception as error:  # stores raise whatever their transport does, codecs whatever their library does
+        return str(error) or type(error).__name__

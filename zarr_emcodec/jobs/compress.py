@@ -20,6 +20,7 @@ from zarr_emcodec.jobs import compare, grid
 from zarr_emcodec.jobs.census import Census, take_census
 from zarr_emcodec.jobs.frames import layout_of, stored_bytes
 from zarr_emcodec.jobs.landing import landing
+from zarr_emcodec.jobs.measure import Guard
 from zarr_emcodec.jobs.picture import draw_rows
 from zarr_emcodec.jobs.report import Record, plain
 from zarr_emcodec.jobs.sources import Source, open_source
@@ -266,8 +267,7 @@ def _read_back(
         volume,
         array,
         grid.boxes(volume.shape, step),
-        peak=peak,
-        promise=compare.Promise.of(layout_of(array).config),
+        guard=Guard.of(layout_of(array).config, array.chunks, peak),
         scales=census.scales,
         tick=tick.add,
     )

@@ -19,6 +19,7 @@ from zarr_emcodec.jobs import compare, grid
 from zarr_emcodec.jobs.census import Census, take_census
 from zarr_emcodec.jobs.compress import ATTRIBUTE
 from zarr_emcodec.jobs.frames import Layout, layout_of
+from zarr_emcodec.jobs.measure import BlockMeasure, Guard, compare_block
 from zarr_emcodec.jobs.ome import pick_array
 from zarr_emcodec.jobs.report import Record
 from zarr_emcodec.jobs.sources import Source, open_source
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import zarr
 
     from zarr_emcodec._types import Shape
+
+
+__all__ = ["BlockMeasure", "Guard", "VerifyReport", "compare_block", "verify"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +176,7 @@ def _against(
         volume,
         array,
         _boxes(volume, layout) if sample is None else _sampled(layout, n_chunks),
-        peak=_peak(volume, array, layout),
-        promise=compare.Promise.of(layout.config) if layout.is_ours else None,
+        guard=Guard.of(layout.config if layout.is_ours else {}, layout.chunks, _peak(volume, array, layout)),
         scales=census.scales if census else None,
         tick=tick,
     )
