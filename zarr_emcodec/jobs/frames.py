@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from zarr_emcodec._types import Shape
 
-_ABSENT = 2**64 - 1
+ABSENT = 2**64 - 1
+"""Offset and length of an inner chunk that is not stored."""
 _BATCH = 64  # objects fetched at once
 
 
@@ -165,12 +166,12 @@ def _inner_chunks(shard: bytes | None, indices: list[Shape], layout: Layout) -> 
     if shard is None:
         yield from (Stored(index, None) for index in indices)
         return
-    table = _shard_index(shard, len(indices), layout.shard_config or {})
+    table = shard_index(shard, len(indices), layout.shard_config or {})
     if isinstance(table, str):
         yield from (Stored(index, None, table) for index in indices)
         return
     for index, (offset, length) in zip(indices, table, strict=True):
-        if (offset, length) == (_ABSENT, _ABSENT):
+        if (offset, length) == (ABSENT, ABSENT):
             yield Stored(index, None)
         elif offset + length > len(shard):
             yield Stored(
@@ -180,18 +181,49 @@ def _inner_chunks(shard: bytes | None, indices: list[Shape], layout: Layout) -> 
             yield Stored(index, shard[offset : offset + length])
 
 
-def _shard_index(shard: bytes, count: int, config: Mapping[str, Any]) -> list[tuple[int, int]] | str:
-    """(offset, length) of each inner chunk, or what is wrong (zarr spec, "sharding_indexed", 1.0)."""
+def shard_index_bytes(count: int, config: Mapping[str, Any]) -> int:
+    """Size of the index of a shard that holds so many inner chunks.
+
+    Raises
+    ------
+    JobError
+        If the index is coded in a way that is not known here.
+    """
     coded_by = [codec["name"] for codec in config["index_codecs"]]
     little = all(codec.get("configuration", {}).get("endian", "little") == "little" for codec in config["index_codecs"])
     if coded_by not in (["bytes"], ["bytes", "crc32c"]) or not little:
         raise JobError(f"shard index coded by {', '.join(coded_by)}: only little-endian bytes and crc32c are known.")
-    size = 16 * count + (4 if "crc32c" in coded_by else 0)
+    return 16 * count + (4 if "crc32c" in coded_by else 0)
+
+
+def shard_index(shard: bytes, count: int, config: Mapping[str, Any]) -> list[tuple[int, int]] | str:
+    """Where each inner chunk lies in its shard (zarr spec, "sharding_indexed", 1.0).
+
+    Parameters
+    ----------
+    shard : bytes
+        A whole shard, or its index alone.
+    count : int
+        Inner chunks of a shard.
+    config : mapping
+        Of the sharding codec.
+
+    Returns
+    -------
+    list of (offset, length), or str
+        In bytes, C order, `ABSENT` twice where nothing is stored; or what is wrong with the index, in words.
+
+    Raises
+    ------
+    JobError
+        If the index is coded in a way that is not known here.
+    """
+    size = shard_index_bytes(count, config)
     if len(shard) < size:
         return f"the shard has {len(shard)} bytes, its index alone needs {size}"
     coded = shard[:size] if config.get("index_location", "end") == "start" else shard[-size:]
     body = coded[: 16 * count]
-    if "crc32c" in coded_by and google_crc32c.value(body) != int.from_bytes(coded[-4:], "little"):
+    if len(coded) > len(body) and google_crc32c.value(body) != int.from_bytes(coded[-4:], "little"):
         return "the shard's index does not match its checksum"
     return list(struct.iter_unpack("<QQ", body))
 
