@@ -133,6 +133,79 @@ class CropSampler:
         return x.clamp(0, 255).contiguous()
 
 
+class StandardSampler:
+    """Draws crops of sections or of volumes in standard grey levels: mean 128, standard deviation 32.
+
+    Vector-quantised models see standardised chunks, so contrast and brightness vary little here: by as much as a crop
+    differs from the chunk that it would be part of.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        At least one; crops of volumes come from the isotropic ones.
+    crop : tuple of int
+        Edges in voxels: (y, x) or (z, y, x).
+    seed : int
+        Of the generator.
+    """
+
+    def __init__(self, sources: Sequence[Source], crop: tuple[int, ...], seed: int) -> None:
+        self.crop = crop
+        self.random = np.random.default_rng(seed)
+        self.volumes: list[NDArray[np.float16]] = []
+        self.validation: list[NDArray[np.float32]] = []
+        chosen = [s for s in sources if s.isotropic or len(crop) == 2]
+        if not chosen:
+            raise SpecError("crops of volumes need an isotropic source.", name="sources", value=len(sources))
+        self.isotropic = [s.isotropic for s in chosen]
+        for source in chosen:
+            volume = read_volume(source.path).astype(np.float32)
+            axes = None if source.isotropic else (1, 2)  # sections of unrelated images are standardised one by one
+            mean, deviation = volume.mean(axes, keepdims=True), volume.std(axes, keepdims=True)
+            volume = 128 + (volume - mean) * (32 / np.maximum(deviation, 1e-3))
+            self.volumes.append(volume[: len(volume) - source.held_out].astype(np.float16))
+            held = volume[len(volume) - source.held_out :]
+            if source.held_out:
+                self.validation += [held] if len(crop) == 3 else list(held[::4])
+        weights = np.array([s.weight for s in chosen], float)
+        self.weights = weights / weights.sum()
+
+    def raw_crop(self, edges: tuple[int, ...]) -> NDArray[np.float32]:
+        """A random crop of at most `edges` voxels, not augmented."""
+        rng = self.random
+        which = int(rng.choice(len(self.volumes), p=self.weights))
+        volume = self.volumes[which]
+        if len(edges) == 2:
+            axis = int(rng.integers(3)) if self.isotropic[which] else 0
+            volume = np.moveaxis(volume, axis, 0)
+            volume = volume[int(rng.integers(len(volume)))]
+        else:
+            volume = volume.transpose(*rng.permutation(3))
+        sizes = [min(n, m) for n, m in zip(volume.shape, edges, strict=True)]
+        starts = [int(rng.integers(n - m + 1)) for n, m in zip(volume.shape, sizes, strict=True)]
+        return volume[tuple(slice(a, a + m) for a, m in zip(starts, sizes, strict=True))].astype(np.float32)
+
+    def batch(self, size: int) -> Tensor:
+        """Augmented crops ``[size, 1, *crop]`` float32."""
+        return torch.stack([self._augmented() for _ in range(size)])
+
+    def _augmented(self) -> Tensor:
+        rng = self.random
+        zoom = float(np.exp(rng.uniform(np.log(0.6), np.log(1.6)))) if rng.random() < 0.4 else 1.0
+        x = torch.from_numpy(self.raw_crop(tuple(round(n / zoom) for n in self.crop)))
+        if len(self.crop) == 2 and rng.random() < 0.5:
+            x = x.T
+        x = x.flip([axis for axis in range(x.ndim) if rng.random() < 0.5])[None]
+        if x.shape[1:] != self.crop:
+            mode = "bilinear" if len(self.crop) == 2 else "trilinear"
+            x = F.interpolate(x[None], self.crop, mode=mode, antialias=mode == "bilinear", align_corners=False)[0]
+        if rng.random() < 0.6:
+            x = (x - 128) * float(np.exp(rng.normal(0, 0.12))) + 128 + float(rng.normal(0, 5))
+        if rng.random() < 0.15:
+            x = x + torch.from_numpy(rng.normal(0, rng.uniform(2, 12), tuple(x.shape)).astype(np.float32))
+        return x.contiguous()
+
+
 def grey_window(volume: NDArray[np.generic]) -> tuple[float, float]:
     """Offset and scale that bring a volume to grey levels of 0 to 255: the identity for uint8."""
     if volume.dtype == np.uint8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -49,4 +50,45 @@ def fit_klt(
     axes = (axes + axes.transpose(1, 0, 3, 2)) / 2
     values, vectors = np.linalg.eigh(axes.reshape(n, n))
     keep = np.argsort(values)[::-1][:channels]
+    return vectors[:, keep].T, np.sqrt(np.maximum(values[keep], 1e-3))
+
+
+def fit_block_klt(
+    crops: Iterable[NDArray[np.float32]], block: tuple[int, ...], components: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Principal axes of blocks of any shape, 2-D or 3-D; `fit_klt` for squares also averages over symmetries.
+
+    Parameters
+    ----------
+    crops : iterable of ndarray, float32
+        In grey levels, each with the axes of `block` and at least as large.
+    block : tuple of int
+        Edges in voxels.
+    components : int
+        To keep.
+
+    Returns
+    -------
+    basis : ndarray, shape (components, voxels of a block)
+        Orthonormal rows over a block's voxels in row-major order, largest variance first.
+    deviations : ndarray, shape (components,)
+        Their standard deviations in grey levels.
+    """
+    n = math.prod(block)
+    ndim = len(block)
+    second = np.zeros((n, n))
+    count = 0
+    for crop in crops:
+        counts = [size // edge for size, edge in zip(crop.shape, block, strict=True)]
+        view = crop[tuple(slice(c * edge) for c, edge in zip(counts, block, strict=True))]
+        parts = view.reshape([m for pair in zip(counts, block, strict=True) for m in pair])
+        flat = parts.transpose(*range(0, 2 * ndim, 2), *range(1, 2 * ndim, 2)).reshape(-1, n).astype(np.float64)
+        for axis in range(ndim):  # tissue has no up or down: average over the mirror images
+            shaped = flat.reshape(-1, *block)
+            flat = np.concatenate([shaped, np.flip(shaped, axis + 1)]).reshape(-1, n)
+        flat -= 128.0
+        second += flat.T @ flat
+        count += len(flat)
+    values, vectors = np.linalg.eigh(second / count)
+    keep = np.argsort(values)[::-1][:components]
     return vectors[:, keep].T, np.sqrt(np.maximum(values[keep], 1e-3))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from zarr_emcodec.train.arch.vae2d import ArchConfig
+from zarr_emcodec.train.arch.vae3d import Arch3dConfig
+from zarr_emcodec.train.arch.vqvae import VQConfig
 from zarr_emcodec.train.data import Source
 from zarr_emcodec.train.loop import TrainConfig
+from zarr_emcodec.train.vq import VQTrainConfig
 
 RECIPES: dict[str, TrainConfig] = {
     # to 48x: blocks of 16 x 16 are where a 2-D block transform of EM levels off at these rates
@@ -34,6 +37,63 @@ RECIPES: dict[str, TrainConfig] = {
     ),
 }
 
+
+_S16 = RECIPES["vae-2d-s16"].arch
+_S32 = RECIPES["vae-2d-s32"].arch
+
+VQ_RECIPES: dict[str, VQTrainConfig] = {
+    # one token for each 4 x 4, 8 x 8, 16 x 16 voxels; four share a cell of twice the edge
+    "vqvae-2d-16": VQTrainConfig(
+        model=VQConfig(
+            ArchConfig(stride=8, channels=64, enc_widths=(64,), enc_blocks=(2,), dec_widths=(80,), dec_blocks=(3,)),
+            lattice=(2, 2),
+        ),
+        crop=(128, 128),
+        batch=8,
+    ),
+    "vqvae-2d-64": VQTrainConfig(model=VQConfig(_S16, lattice=(2, 2)), crop=(192, 192), batch=8),
+    "vqvae-2d-256": VQTrainConfig(model=VQConfig(_S32, lattice=(2, 2)), crop=(256, 256), batch=6),
+    "vqvae-2d-1024": VQTrainConfig(model=VQConfig(_S32), crop=(256, 256), batch=6),
+    # the second level of vqvae-2d-1024: tokens of 16 x 16 voxels for what the top leaves over
+    "vqvae-2d-1024-bottom": VQTrainConfig(
+        model=VQConfig(_S32),
+        bottom=ArchConfig(
+            stride=16, channels=96, enc_widths=(64, 96), enc_blocks=(1, 1), dec_widths=(64, 128), dec_blocks=(2, 2)
+        ),
+        crop=(256, 256),
+        batch=6,
+    ),
+    "vqvae-3d-256": VQTrainConfig(
+        model=VQConfig(
+            Arch3dConfig(
+                strides=((4, 4, 4), (2, 2, 2), (1, 1, 2)),
+                channels=192,
+                enc_widths=(56, 112, 144),
+                enc_blocks=(0, 1, 1),
+                dec_widths=(56, 128, 160),
+                dec_blocks=(1, 1, 2),
+            ),
+            lattice=(1, 2, 2),
+        ),
+        crop=(32, 64, 96),
+        batch=4,
+    ),
+    "vqvae-3d-1024": VQTrainConfig(
+        model=VQConfig(
+            Arch3dConfig(
+                strides=((4, 4, 4), (2, 2, 2), (1, 1, 2)),
+                channels=64,
+                enc_widths=(48, 112, 160),
+                enc_blocks=(0, 1, 1),
+                dec_widths=(48, 128, 176),
+                dec_blocks=(1, 1, 2),
+            ),
+            lattice=(1, 1, 1),
+        ),
+        crop=(32, 64, 96),
+        batch=4,
+    ),
+}
 
 RATIOS: dict[str, tuple[float, float]] = {"vae-2d-s16": (4.0, 48.0), "vae-2d-s32": (32.0, 512.0)}
 """The ratios that each model is offered for. Their held-out curves cross at 32x."""
