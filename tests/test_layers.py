@@ -18,7 +18,7 @@ RANKS = [
     ("runtime",),
     ("codecs",),
     ("adapters",),
-    ("v3", "roi", "jobs", "train"),
+    ("v3", "n5", "roi", "jobs", "train"),
     ("serve",),
     ("cli",),
 ]

@@ -29,12 +29,13 @@ _HOME = {
     "worst_error": "zarr_emcodec.quality",
     "EmCodecError": "zarr_emcodec.errors",
 }
-_MODULES = ("errors", "quality", "v3")
+_MODULES = ("errors", "n5", "quality", "v3")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 
 if TYPE_CHECKING:
     from zarr_emcodec import errors as errors
+    from zarr_emcodec import n5 as n5
     from zarr_emcodec import quality as quality
     from zarr_emcodec import v3 as v3
     from zarr_emcodec.adapters.arrays import create_array as create_array
