@@ -18,7 +18,8 @@ RANKS = [
     ("runtime",),
     ("codecs",),
     ("adapters",),
-    ("v3", "n5", "roi", "jobs", "train"),
+    ("v3", "n5", "jobs", "train"),
+    ("roi",),
     ("serve",),
     ("cli",),
 ]
