@@ -9,10 +9,12 @@ from pathlib import Path
 
 from zarr_emcodec.runtime import find_model
 from zarr_emcodec.train.arch.vae2d import VAE2d
+from zarr_emcodec.train.arch.vqvae import VQVAE, TwoLevel
 from zarr_emcodec.train.data import Source
-from zarr_emcodec.train.loop import Progress, Trainer
-from zarr_emcodec.train.recipes import RECIPES, standard_sources
+from zarr_emcodec.train.loop import Progress, TrainConfig, Trainer
+from zarr_emcodec.train.recipes import RECIPES, VQ_RECIPES, standard_sources
 from zarr_emcodec.train.start import model_from_directory
+from zarr_emcodec.train.vq import VQTrainConfig, VQTrainer, load_checkpoint
 
 _FINE_TUNE = 0.2  # of the learning rates: a trained network is to be moved, not shaken
 
@@ -20,38 +22,76 @@ _FINE_TUNE = 0.2  # of the learning rates: a trained network is to be moved, not
 def main() -> None:
     """Parse, train, print one JSON line per validation."""
     parser = argparse.ArgumentParser(prog="python -m zarr_emcodec.train", description=__doc__)
-    parser.add_argument("recipe", choices=sorted(RECIPES))
+    parser.add_argument("recipe", choices=sorted([*RECIPES, *VQ_RECIPES]))
     parser.add_argument("--volume", type=Path, action="append", default=[], help="TIFF or .npy to learn from; repeat")
+    parser.add_argument("--isotropic", action="store_true", help="voxels are cubes: any plane is a section")
     parser.add_argument("--data", type=Path, help="folder with the volumes of the shipped models")
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="written every minute, resumed from when present"
     )
-    parser.add_argument("--start", metavar="MODEL", help="installed model to fine-tune; from scratch when not given")
+    parser.add_argument(
+        "--start",
+        metavar="MODEL",
+        help="what to go on from: an installed variational model, or the checkpoint of a vector-quantised one"
+        " (for a second level that of its top); from the block KLT of the volumes when not given",
+    )
+    parser.add_argument("--fine-tune", action="store_true", help="gentle learning rates, for a start that is good")
     parser.add_argument("--minutes", type=float, default=60.0, help="time budget over all runs of this checkpoint")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision, where the processor has it")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between validations")
+    weights = parser.add_argument_group("losses beside the squared error, vector-quantised models only")
+    for name, what in (
+        ("ssim", "1 - SSIM"),
+        ("structure", "distance of ridge responses: membranes"),
+        ("adversarial", "a patch discriminator's: texture"),
+    ):
+        weights.add_argument(f"--{name}", type=float, metavar="WEIGHT", help=what)
     args = parser.parse_args()
     missing = [str(path) for path in args.volume if not path.exists()]
-    sources = [Source(path, held_out=1) for path in args.volume] + (standard_sources(args.data) if args.data else [])
+    sources = [Source(path, isotropic=args.isotropic, held_out=1) for path in args.volume]
+    sources += standard_sources(args.data) if args.data else []
     if missing or not sources:
         parser.error(f"no such volume: {', '.join(missing)}" if missing else "give --volume or --data")
-    config = dataclasses.replace(
-        RECIPES[args.recipe], minutes=args.minutes, threads=args.threads, seed=args.seed, bfloat16=args.bfloat16
-    )
-    start: VAE2d | None = None
-    if args.start:
-        start = model_from_directory(find_model(args.start))
-        slower = {name: _FINE_TUNE * getattr(config, name) for name in ("rate_conv", "rate_linear")}
-        config = dataclasses.replace(config, arch=start.config, **slower)
-    trainer = Trainer(config, sources, args.checkpoint, args.device, start)
+    budget = {"minutes": args.minutes, "threads": args.threads, "seed": args.seed, "bfloat16": args.bfloat16}
+    trainer = (_vae if args.recipe in RECIPES else _vq)(args, sources, budget)
 
     def tell(progress: Progress) -> None:
         print(json.dumps(dataclasses.asdict(progress)), flush=True)
 
     trainer.run(tell, every_s=args.every)
+
+
+def _vae(args: argparse.Namespace, sources: list[Source], budget: dict[str, float]) -> Trainer:
+    config: TrainConfig = dataclasses.replace(RECIPES[args.recipe], **budget)  # type: ignore[arg-type]
+    start: VAE2d | None = None
+    if args.start:
+        start = model_from_directory(find_model(args.start))
+        slower = {name: _FINE_TUNE * getattr(config, name) for name in ("rate_conv", "rate_linear")}
+        config = dataclasses.replace(config, arch=start.config, **slower)
+    return Trainer(config, sources, args.checkpoint, args.device, start)
+
+
+def _vq(args: argparse.Namespace, sources: list[Source], budget: dict[str, float]) -> VQTrainer:
+    words = {name: getattr(args, name) for name in ("ssim", "structure", "adversarial")}
+    config: VQTrainConfig = dataclasses.replace(
+        VQ_RECIPES[args.recipe],
+        **budget,  # type: ignore[arg-type]
+        **{name: value for name, value in words.items() if value is not None},
+    )
+    start: VQVAE | TwoLevel | VAE2d | None = None
+    if args.start and Path(args.start).is_file():
+        start = load_checkpoint(Path(args.start))[0].train()
+        top = start.top if isinstance(start, TwoLevel) else start
+        config = dataclasses.replace(config, model=top.config)
+    elif args.start:
+        start = model_from_directory(find_model(args.start))
+    if args.fine_tune:
+        slower = {name: _FINE_TUNE * getattr(config, name) for name in ("rate", "rate_linear")}
+        config = dataclasses.replace(config, **slower)
+    return VQTrainer(config, sources, args.checkpoint, start, args.device)
 
 
 if __name__ == "__main__":

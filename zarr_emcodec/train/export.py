@@ -10,8 +10,6 @@ import hashlib
 import io
 import json
 import math
-import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,17 @@ from torch import Tensor, nn
 from zarr_emcodec.codecs import VAESpec, decode_many, encode_many
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy.tables import build_tables
-from zarr_emcodec.errors import MissingExtraError
 from zarr_emcodec.quality.measure import squared_error
 from zarr_emcodec.runtime import canonical_digest, list_models, options
 from zarr_emcodec.train.arch.vae2d import VAE2d
 from zarr_emcodec.train.data import CropSampler, Source
+from zarr_emcodec.train.graph import macs, to_onnx
 from zarr_emcodec.train.loop import TrainConfig, load_checkpoint
 
 SCALES = tuple(float(s) for s in np.geomspace(0.08, 420.0, 60))  # 15 % apart: a wrong neighbour costs under 0.3 %
 SHAPES = (0.7, 1.0, 1.6)  # peaked as high frequencies of texture are, Laplace, near Gaussian as low ones are
-_HALF_MIN = 2048  # elements: smaller tensors (biases, gains) stay float32, they weigh nothing
 LEVELS = 256  # all that a frame's byte can name: 2 % of a step, 3 to 4 % of the bytes from one to the next
 _TABLE_CROPS = 64
-_OPSET = 17
 _MEASURED_RATIOS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 
 
@@ -118,11 +114,11 @@ def export(
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     h = model.config.stride * 4
     files = {
-        "encoder.onnx": _to_onnx(_Encoder(model), {"grey": torch.full((2, 1, h, h), 128.0)}, "latents"),
-        "decoder.onnx": _to_onnx(
+        "encoder.onnx": to_onnx(_Encoder(model), {"grey": torch.full((2, 1, h, h), 128.0)}, ["latents"]),
+        "decoder.onnx": to_onnx(
             _Decoder(model, config),
             {"symbols": torch.zeros(2, model.config.channels, 4, 4), "level": torch.zeros(2, dtype=torch.int64)},
-            "grey",
+            ["grey"],
         ),
         "tables.npz": buffer.getvalue(),
     }
@@ -217,50 +213,6 @@ def fit_ladder(model: VAE2d, sampler: CropSampler) -> dict[str, NDArray[Any]]:
     return {**arrays, "index": index}
 
 
-def _to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str) -> bytes:
-    """ONNX bytes with free batch and spatial axes, large weights in float16."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtraError("exporting a model", extra="train") from error
-    image = {0: "n", 2: "h", 3: "w"}
-    axes = {key: image if value.ndim == 4 else {0: "n"} for key, value in inputs.items()}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # deprecated, but the newer exporter computes shapes inside the graph, which every reader would have to run
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            f"{folder}/network.onnx",
-            input_names=list(inputs),
-            output_names=[output],
-            dynamic_axes={**axes, output: image},
-            opset_version=_OPSET,
-            dynamo=False,
-        )
-        graph = onnx.load(f"{folder}/network.onnx")
-    _halve_weights(graph)
-    for node in graph.graph.node:  # names of the source tree say nothing to a reader and cost bytes
-        node.doc_string = ""
-    onnx.checker.check_model(graph)
-    return bytes(graph.SerializeToString())
-
-
-def _halve_weights(graph: Any) -> None:
-    from onnx import TensorProto, helper, numpy_helper
-
-    casts = []
-    for i, tensor in enumerate(graph.graph.initializer):
-        values = numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < _HALF_MIN or tensor.name.endswith("coarseness"):
-            continue
-        name = tensor.name
-        graph.graph.initializer[i].CopyFrom(numpy_helper.from_array(values.astype(np.float16), name + ".half"))
-        casts.append(helper.make_node("Cast", [name + ".half"], [name], to=TensorProto.FLOAT))
-    for cast in reversed(casts):
-        graph.graph.node.insert(0, cast)
-
-
 def _card(
     model: VAE2d,
     config: TrainConfig,
@@ -292,9 +244,9 @@ def _card(
         "ratio_range": list(ratio_range),
         "parameters": sum(p.numel() for p in model.parameters()),
         "mac_per_voxel": {
-            "encode": round(_macs(_Encoder(model), (torch.zeros(1, 1, edge, edge),)) / edge**2, 1),
+            "encode": round(macs(_Encoder(model), (torch.zeros(1, 1, edge, edge),)) / edge**2, 1),
             "decode": round(
-                _macs(
+                macs(
                     _Decoder(model, config),
                     (torch.zeros(1, arch.channels, grid, grid), torch.zeros(1, dtype=torch.int64)),
                 )
@@ -304,23 +256,6 @@ def _card(
         },
         "licence": licence,
     }
-
-
-def _macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Multiply-accumulates of all convolutions of one call."""
-    total = 0
-
-    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer, nn.Conv2d)
-        total += output.numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
-
-    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Conv2d)]
-    with torch.inference_mode():
-        module(*inputs)
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +348,36 @@ def load_checkpoint(path: Path) -> tuple[VQVAE | TwoLevel, VQTrainConfig, int]:
     model = build(config)
     model.load_state_dict(saved["model"])
     return model.eval(), config, int(saved["step"])
+
+
+@torch.no_grad()
+def prune(model: VQVAE, channels: int) -> VQVAE:
+    """The same network without the latent channels in which the code vectors say least.
+
+    Parameters
+    ----------
+    model : VQVAE
+        Of a 2-D or 3-D architecture.
+    channels : int
+        To keep.
+
+    Returns
+    -------
+    VQVAE
+        Smaller; to be trained on for a while, since what the dropped channels said is missing.
+    """
+    quantiser = model.quantiser
+    energy = (quantiser.codebook.square() * quantiser.count[:, :, None]).sum((0, 1))
+    kept = torch.sort(torch.argsort(energy, descending=True)[:channels]).values
+    config = replace(model.config, arch=replace(model.config.arch, channels=channels))
+    small = VQVAE(config)
+    state = model.state_dict()
+    for name, like in small.state_dict().items():
+        value = state[name]
+        axes = [axis for axis, (a, b) in enumerate(zip(value.shape, like.shape, strict=True)) if a != b]
+        state[name] = value.index_select(axes[0], kept) if axes else value
+    small.load_state_dict(state)
+    return small
 
 
 def tokens_of(model: VQVAE | TwoLevel, grey: NDArray[np.float32]) -> list[NDArray[np.uint8]]:

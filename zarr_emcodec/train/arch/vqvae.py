@@ -112,7 +112,7 @@ class Quantiser(nn.Module):
         weight = (-2 * self.codebook).reshape(groups * codes, channels, *[1] * (vectors.ndim - 2))
         convolve = F.conv3d if vectors.ndim == 5 else F.conv2d
         flat = convolve(vectors, weight, self.codebook.square().sum(2).flatten())
-        return flat.unflatten(1, (groups, codes))
+        return flat.reshape(len(flat), groups, codes, *flat.shape[2:])
 
     def choose(self, vectors: Tensor) -> Tensor:
         """Nearest codes ``(B, G, ...)`` of vectors ``(B, C, ...)``."""
@@ -233,9 +233,9 @@ class VQVAE(nn.Module):
 
     def decode(self, vectors: Tensor) -> Tensor:
         """Latent vectors ``[B, C, ...]`` to grey levels ``[B, 1, ...]``."""
-        squash = torch.reciprocal(self.spread).reshape(1, -1, *[1] * (vectors.ndim - 2))
+        squashed = vectors / self.spread.reshape(1, -1, *[1] * (vectors.ndim - 2))
         film = self.synthesis.film.bias[None]  # one rate, so the shift and scale of the first stage are constants
-        return self.synthesis.synthesise(vectors, vectors * squash, film)
+        return self.synthesis.synthesise(vectors, squashed, film)
 
     def forward(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Decoded grey levels, vectors, tokens, and the code vectors; gradients pass straight through the choice."""
@@ -325,7 +325,7 @@ class TwoLevel(nn.Module):
 
 
 def perplexity(tokens: Tensor, codes: int) -> float:
-    """``2 ** H`` of the tokens' histogram, mean over the groups (axis 1): how many codes are in use, at most `codes`."""
+    """``2 ** H`` of the tokens' histogram, mean over the groups (axis 1): how many codes are in use."""
     entropies = []
     for group in tokens.unbind(1):
         share = torch.bincount(group.flatten(), minlength=codes).double()
