@@ -6,6 +6,7 @@ step is undone by its twin from the chunk's shape and the window alone, both of 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,64 +91,71 @@ def from_grey(grey: NDArray[np.float32], window: Window | None, dtype: np.dtype[
     return grey.astype(dtype)
 
 
-def sections_of(chunk: Chunk) -> Chunk:
-    """View a chunk of at least two axes as independent sections, shape (n, y, x); leading axes are folded into n."""
-    return chunk.reshape(-1, *chunk.shape[-2:])
+def sections_of(chunk: Chunk, ndim: int = 2) -> Chunk:
+    """View a chunk of at least two axes as independent sections, shape (n, y, x); leading axes are folded into n.
+
+    With ``ndim=3`` as volumes, shape (n, z, y, x); a chunk of two axes is one of a single plane.
+    """
+    return chunk.reshape(-1, *section_shape(chunk.shape, ndim))
 
 
-def n_sections(shape: Shape) -> int:
-    """How many sections `sections_of` makes of a chunk of this shape."""
-    return math.prod(shape[:-2])
+def n_sections(shape: Shape, ndim: int = 2) -> int:
+    """How many sections or volumes `sections_of` makes of a chunk of this shape."""
+    return math.prod(shape[:-ndim])
 
 
-def section_shape(shape: Shape) -> tuple[int, int]:
-    """Extent (y, x) of the sections of a chunk of this shape."""
-    return shape[-2], shape[-1]
+def section_shape(shape: Shape, ndim: int = 2) -> Shape:
+    """Extent (y, x) of the sections, or (z, y, x) of the volumes, of a chunk of this shape."""
+    return (1,) * (ndim - len(shape)) + shape[-ndim:]
 
 
-def cells(extent: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
-    """Latent cells (h, w) that cover a section."""
-    return -(-extent[0] // stride[0]), -(-extent[1] // stride[1])
+def cells(extent: Shape, stride: Shape) -> Shape:
+    """Latent cells along each axis that cover a section or volume."""
+    return tuple(-(-n // s) for n, s in zip(extent, stride, strict=True))
 
 
-def padded_voxels(shape: Shape, stride: tuple[int, int]) -> int:
-    """Voxels of a chunk when all its sections are padded to whole strides."""
-    return n_sections(shape) * math.prod(cells(section_shape(shape), stride)) * math.prod(stride)
+def padded_voxels(shape: Shape, stride: Shape) -> int:
+    """Voxels of a chunk when all its sections or volumes are padded to whole strides."""
+    ndim = len(stride)
+    return n_sections(shape, ndim) * math.prod(cells(section_shape(shape, ndim), stride)) * math.prod(stride)
 
 
-def pad_to_stride(sections: NDArray[np.float32], stride: tuple[int, int]) -> NDArray[np.float32]:
+def pad_to_stride(sections: NDArray[np.float32], stride: Shape) -> NDArray[np.float32]:
     """Grow sections to whole strides at the high end of each axis, by reflection about the last voxel's outer edge.
 
     Reflection keeps the texture's statistics, so that the padding costs few bits; sections smaller than the stride are
     reflected as often as it takes. Undoing it needs the original extent only.
     """
-    grow = [(-n) % s for n, s in zip(sections.shape[-2:], stride, strict=True)]
+    grow = [(-n) % s for n, s in zip(sections.shape[-len(stride) :], stride, strict=True)]
     if not any(grow):
         return sections
-    return np.pad(sections, [(0, 0), (0, grow[0]), (0, grow[1])], mode="symmetric")
+    ahead = sections.ndim - len(stride)
+    return np.pad(sections, [(0, 0)] * ahead + [(0, n) for n in grow], mode="symmetric")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One piece of a section in units of latent cells: what is computed, what is kept of it, where that goes."""
+    """One piece of a section or volume in units of latent cells: what is computed, what is kept, where that goes."""
 
-    outer: tuple[slice, slice]
-    inner: tuple[slice, slice]
-    target: tuple[slice, slice]
+    outer: tuple[slice, ...]
+    inner: tuple[slice, ...]
+    target: tuple[slice, ...]
 
 
-def tiles(grid: tuple[int, int], edge: int, halo: int) -> Iterator[Tile]:
-    """Cut a latent grid into tiles of at most `edge` cells with `halo` cells of overlap.
+def tiles(grid: Shape, edge: int | Shape, halo: int | Shape) -> Iterator[Tile]:
+    """Cut a latent grid into tiles of at most `edge` cells with `halo` cells of overlap, along all axes or each.
 
     Every kept cell has the same neighbourhood within `halo` as in the whole grid, so the result does not depend on
     `edge`.
     """
-    for y in range(0, grid[0], edge):
-        for x in range(0, grid[1], edge):
-            spans = [_span(start, edge, halo, n) for start, n in zip((y, x), grid, strict=True)]
-            yield Tile(
-                outer=(spans[0][0], spans[1][0]), inner=(spans[0][1], spans[1][1]), target=(spans[0][2], spans[1][2])
-            )
+    edges, halos = ((n,) * len(grid) if isinstance(n, int) else n for n in (edge, halo))
+    axes = [
+        [_span(start, edge, halo, n) for start in range(0, n, edge)]
+        for n, edge, halo in zip(grid, edges, halos, strict=True)
+    ]
+    for spans in itertools.product(*axes):
+        outer, inner, target = zip(*spans, strict=True)
+        yield Tile(outer=outer, inner=inner, target=target)
 
 
 def _span(start: int, edge: int, halo: int, n: int) -> tuple[slice, slice, slice]:
@@ -156,12 +164,11 @@ def _span(start: int, edge: int, halo: int, n: int) -> tuple[slice, slice, slice
     return slice(low, high), slice(start - low, stop - low), slice(start, stop)
 
 
-def scaled(window: tuple[slice, slice], stride: tuple[int, int]) -> tuple[slice, slice]:
+def scaled(window: tuple[slice, ...], stride: Shape) -> tuple[slice, ...]:
     """Slices over cells as slices over voxels."""
-    y, x = (slice(s.start * n, s.stop * n) for s, n in zip(window, stride, strict=True))
-    return y, x
+    return tuple(slice(s.start * n, s.stop * n) for s, n in zip(window, stride, strict=True))
 
 
 def as_blocks(sections: NDArray[np.float32]) -> Blocks:
-    """Add the channel axis that models expect: (n, y, x) to (n, 1, y, x)."""
+    """Add the channel axis that models expect: (n, y, x) to (n, 1, y, x), (n, z, y, x) to (n, 1, z, y, x)."""
     return sections[:, None]

@@ -15,23 +15,20 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from zarr_emcodec.errors import ModelError, ModelMismatchError
+from zarr_emcodec.runtime.card_values import NAME as NAME
+from zarr_emcodec.runtime.card_values import CardReader
+from zarr_emcodec.runtime.token_card import TokenCard, read_tokens
 
 CARD_FORMAT = 1
 MAX_CARD_BYTES = 1 << 20
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 VERSION = r"[1-9][0-9]{0,5}"
 
 _ID = re.compile(rf"({NAME})@({VERSION})")
-_FILE = re.compile(NAME)  # one plain name: never a path
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _CODEC = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_MAX_FILES = 32
 _MAX_STRIDE = 1024
 _MAX_CHANNELS = 1 << 16
 _MAX_LEVELS = 256  # a frame names its level in one byte
 _MAX_HALO = 1024
-_MAX_RATIO = float(1 << 20)
-_MAX_FREE = 1e15  # numbers that nothing is computed from
 _FREE = ("voxel_nm", "mac_per_voxel", "training", "measured")
 
 
@@ -52,17 +49,19 @@ class Card:
     stride : tuple of int
         One entry per axis of `ndim`.
     channels, levels : int
-        Of the latent; of the quality ladder.
+        Of the latent; of the quality ladder. 1 and 1 for models of tokens.
     decoder_files, encoder_files : mapping of str to str
         SHA-256 (hex) of each file; no encoder files in a model that came with a dataset.
     decoder_halo, encoder_halo : tuple of int
         Cells around a cell that its value depends on.
     ratio_range : (float, float)
-        Ratios that the ladder reaches.
+        Ratios that the ladder reaches, or that tokens stand for at 8 bits a voxel.
     voxel_nm, mac_per_voxel, training, measured : mapping
         As the exporter wrote them.
     licence : str
         Of the weights.
+    tokens : TokenCard or None
+        What a model of codec "vqvae" says of its tokens.
     extra : mapping
         Keys that this version does not know.
     """
@@ -83,8 +82,19 @@ class Card:
     mac_per_voxel: Mapping[str, Any] = field(hash=False, repr=False)
     training: Mapping[str, Any] = field(hash=False, repr=False)
     licence: str
+    tokens: TokenCard | None
     measured: Mapping[str, Any] = field(hash=False, repr=False)
     extra: Mapping[str, Any] = field(hash=False, repr=False)
+
+    @property
+    def cell(self) -> tuple[int, ...]:
+        """Voxels, on each axis, to whose multiples chunks are padded."""
+        return self.stride if self.tokens is None else self.tokens.cell
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the tiers that its frames may be decoded at, the cheapest first."""
+        return ("full",) if self.tokens is None else self.tokens.tiers
 
     @property
     def name(self) -> str:
@@ -151,7 +161,7 @@ def parse_card(text: str | bytes, where: str) -> Card:
         data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise ModelError(f"{where}: not JSON ({error}). Reinstall the model.") from error
-    reader = _Reader(where)
+    reader = CardReader(where)
     data = reader.mapping(data, "the card")
     if data.get("format") != CARD_FORMAT:
         raise ModelError(
@@ -171,29 +181,32 @@ def parse_card(text: str | bytes, where: str) -> Card:
     return card
 
 
-def _read(reader: _Reader, data: Mapping[str, Any]) -> Card:
+def _read(reader: CardReader, data: Mapping[str, Any]) -> Card:
     decoder = reader.mapping(data.get("decoder"), "decoder")
     encoder = reader.mapping(data.get("encoder", {}), "encoder")
     ndim = reader.integer(decoder.get("ndim"), "decoder.ndim", 2, 3)
     files = reader.files(decoder.get("files"), "decoder.files", "decoder.onnx")
+    codec = reader.text(data.get("codec"), "codec", _CODEC)
+    tokens = read_tokens(reader, decoder, encoder, ndim) if codec == "vqvae" else None
     known = {"format", "id", "codec", "digest", "decoder", "encoder", "ratio_range", "licence", *_FREE}
     free = {name: reader.mapping(data.get(name, {}), name) for name in _FREE}
     for name in ("voxel_nm", "mac_per_voxel"):
         reader.numbers(free[name], name)
     return Card(
         id=reader.text(data.get("id"), "id", _ID),
-        codec=reader.text(data.get("codec"), "codec", _CODEC),
+        codec=codec,
         decoder=decoder,
         ndim=ndim,
         stride=reader.per_axis(decoder.get("stride"), "decoder.stride", ndim, 1, _MAX_STRIDE),
-        channels=reader.integer(decoder.get("channels"), "decoder.channels", 1, _MAX_CHANNELS),
-        levels=reader.integer(decoder.get("levels"), "decoder.levels", 1, _MAX_LEVELS),
+        channels=1 if tokens else reader.integer(decoder.get("channels"), "decoder.channels", 1, _MAX_CHANNELS),
+        levels=1 if tokens else reader.integer(decoder.get("levels"), "decoder.levels", 1, _MAX_LEVELS),
         decoder_files=files,
         decoder_halo=reader.per_axis(decoder.get("halo"), "decoder.halo", ndim, 0, _MAX_HALO),
         encoder_files=reader.files(encoder.get("files"), "encoder.files", "encoder.onnx") if encoder else {},
         encoder_halo=reader.per_axis(encoder.get("halo", [0] * ndim), "encoder.halo", ndim, 0, _MAX_HALO),
         ratio_range=reader.span(data.get("ratio_range"), "ratio_range"),
         licence=reader.text(data.get("licence", ""), "licence", None),
+        tokens=tokens,
         extra={key: value for key, value in data.items() if key not in known},
         **free,
     )
@@ -201,61 +214,3 @@ def _read(reader: _Reader, data: Mapping[str, Any]) -> Card:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Typed, bounded reads whose errors name the card and the key."""
-
-    where: str
-
-    def wrong(self, key: str, value: Any, wanted: str) -> ModelError:
-        return ModelError(f"{self.where}: {key} is {value!r:.80}, needs {wanted}. Reinstall the model.")
-
-    def mapping(self, value: Any, key: str) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            raise self.wrong(key, value, "an object")
-        return value
-
-    def text(self, value: Any, key: str, pattern: re.Pattern[str] | None) -> str:
-        if not isinstance(value, str) or (pattern and not pattern.fullmatch(value)):
-            raise self.wrong(key, value, f"text like {pattern.pattern}" if pattern else "text")
-        return value
-
-    def integer(self, value: Any, key: str, low: int, high: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.wrong(key, value, f"an integer from {low} to {high}")
-        return value
-
-    def per_axis(self, value: Any, key: str, ndim: int, low: int, high: int) -> tuple[int, ...]:
-        if not isinstance(value, list) or len(value) != ndim:
-            raise self.wrong(key, value, f"{ndim} integers")
-        return tuple(self.integer(v, key, low, high) for v in value)
-
-    def span(self, value: Any, key: str) -> tuple[float, float]:
-        if not isinstance(value, list) or len(value) != 2 or not all(_is_number(v, _MAX_RATIO) for v in value):
-            raise self.wrong(key, value, "two numbers")
-        low, high = (float(v) for v in value)
-        if not 1 <= low <= high:
-            raise self.wrong(key, value, "two numbers, 1 or more, low before high")
-        return low, high
-
-    def files(self, value: Any, key: str, needed: str) -> Mapping[str, str]:
-        files = self.mapping(value, key)
-        if needed not in files or len(files) > _MAX_FILES:
-            raise self.wrong(key, sorted(files), f"{needed!r}, and at most {_MAX_FILES} files")
-        for name, sha256 in files.items():
-            if not _FILE.fullmatch(name):
-                raise self.wrong(key, name, "plain file names")
-            self.text(sha256, f"{key}[{name!r}]", _SHA256)
-        return files
-
-    def numbers(self, values: Mapping[str, Any], key: str) -> None:
-        for name, value in values.items():
-            for v in value if isinstance(value, list) else [value]:
-                if v is not None and not isinstance(v, str) and not _is_number(v, _MAX_FREE):
-                    raise self.wrong(f"{key}.{name}", value, f"text or numbers from 0 to {_MAX_FREE:g}")
-
-
-def _is_number(value: Any, limit: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= limit  # inf is beyond it

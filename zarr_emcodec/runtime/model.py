@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Part = Literal["encoder", "decoder"]
+    from zarr_emcodec.runtime.token_card import TokenCard
+
+Part = Literal["encoder", "decoder", "encoder-bottom", "decoder-full", "prior", "prior-bottom"]
+"""A network of a model, by the name of its file; all but the first two belong to models of tokens."""
 CARD, TABLES = "card.json", "tables.npz"
 MAX_FILE_BYTES = 1 << 28
 _MAX_TABLE_BYTES = 1 << 26  # all arrays together, unpacked
@@ -165,28 +168,29 @@ class Model:
 
         Parameters
         ----------
-        part : {"encoder", "decoder"}
+        part : {"encoder", "decoder", "encoder-bottom", "decoder-full", "prior", "prior-bottom"}
             Which network.
         inputs : mapping of str to ndarray
-            By input name; the first is the signal, shape (n, channels, \\*grid), float32.
+            By input name; the first is the signal: (n, channels, \\*grid), float32, or tokens (n, \\*grid), int64.
         options : Options, optional
             The options in force when not given.
 
         Returns
         -------
         ndarray, float32
-            (n, channels, \\*grid / stride) latents of an encoder, (n, 1, \\*grid * stride) grey levels of a decoder.
+            (n, channels, \\*grid / stride) latents of an encoder, (n, 1, \\*grid * stride) grey levels of a decoder. Of
+            tokens: distances to each code in place of latents; of a prior a score for each table.
 
         Raises
         ------
         ModelError
             If the network cannot run, or its output does not have that shape.
         """
-        if part == "encoder" and not self.can_encode:
+        if part.startswith("encoder") and not self.can_encode:
             raise ModelError(f"model '{self.card.id}' came without its encoder ({self._place}), so it can only decode.")
         name = f"{part}.onnx"
         data = self.file(name)
-        sha256 = (self.card.decoder_files if part == "decoder" else self.card.encoder_files)[name]
+        sha256 = self.card.decoder_files.get(name) or self.card.encoder_files[name]
         output = open_session(data, sha256, options or current()).run(inputs)
         expected = self._output_shape(part, next(iter(inputs.values())).shape)
         if output.shape != expected or output.dtype != np.float32:
@@ -196,10 +200,23 @@ class Model:
         return output
 
     def _output_shape(self, part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
-        grid = zip(shape[2:], self.card.stride, strict=False)
+        card = self.card
+        if card.tokens is not None:
+            return _token_output(card.tokens, part, shape)
+        grid = zip(shape[2:], card.stride, strict=False)
         if part == "encoder":
-            return (shape[0], self.card.channels, *(size // stride for size, stride in grid))
+            return (shape[0], card.channels, *(size // stride for size, stride in grid))
         return (shape[0], 1, *(size * stride for size, stride in grid))
+
+
+def _token_output(tokens: TokenCard, part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of what a network of tokens gives for a first input of this shape."""
+    if part.startswith("prior"):
+        return (shape[0], tokens.priors["bottom" if part == "prior-bottom" else "top"].n_tables, *shape[1:])
+    if part.startswith("decoder"):
+        return (shape[0], 1, *(n * stride for n, stride in zip(shape[1:], tokens.stride, strict=True)))
+    per_cell = tokens.tokens_per_cell("bottom" if part == "encoder-bottom" else "top")
+    return (shape[0], tokens.codes, *(n // c * p for n, c, p in zip(shape[2:], tokens.cell, per_cell, strict=True)))
 
 
 def open_model(directory: Path) -> Model:
