@@ -18,9 +18,9 @@ from tests.volumes import as_dtype, fibsem, noise, padded
 from zarr_emcodec import transform
 from zarr_emcodec._types import Buffer, Symbols
 from zarr_emcodec.codecs import VAESpec, encode_many, latents
-from zarr_emcodec.codecs.decode import ladder_of
 from zarr_emcodec.codecs.latents import group_starts, join_streams, plan_streams
 from zarr_emcodec.codecs.mask import unpack_mask
+from zarr_emcodec.codecs.vae_decode import ladder_of
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.frame import Frame, Kind, pack, unpack
 from zarr_emcodec.runtime import Model, find_model

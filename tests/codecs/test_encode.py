@@ -14,7 +14,7 @@ from tests.codecs.frames import encode
 from tests.volumes import Array, as_dtype, checkerboard, fibsem, noise
 from zarr_emcodec import transform
 from zarr_emcodec.codecs import VAESpec, decode_many, encode_many
-from zarr_emcodec.codecs.decode import ladder_of
+from zarr_emcodec.codecs.vae_decode import ladder_of
 from zarr_emcodec.errors import SpecError
 from zarr_emcodec.frame import inspect
 from zarr_emcodec.runtime import Model, Options, find_model, list_models

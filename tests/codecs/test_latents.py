@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.codecs.frames import cut, frames, model_for, symbols_of
-from zarr_emcodec.codecs.decode import ladder_of
 from zarr_emcodec.codecs.latents import ChunkLatents, group_starts, join_streams, plan_streams
+from zarr_emcodec.codecs.vae_decode import ladder_of
 from zarr_emcodec.errors import FrameError
 from zarr_emcodec.frame import Kind, unpack
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tests.codecs.frames import cut
 from tests.volumes import fibsem
 from zarr_emcodec.codecs import inference
-from zarr_emcodec.codecs.decode import ladder_of
 from zarr_emcodec.codecs.latents import ChunkLatents
 from zarr_emcodec.codecs.quantise import PRICE, Ladder
+from zarr_emcodec.codecs.vae_decode import ladder_of
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.errors import FrameError, ModelError
 from zarr_emcodec.runtime import Model, Options, list_models

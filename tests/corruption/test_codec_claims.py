@@ -19,7 +19,7 @@ from tests.codecs.frames import encode, frames, in_many_streams, model_for
 from tests.corruption.attempt import attempt, attempt_all, resigned, sections_of
 from tests.volumes import fibsem
 from zarr_emcodec.codecs import decode_many, decode_sections
-from zarr_emcodec.codecs.decode import ladder_of
+from zarr_emcodec.codecs.vae_decode import ladder_of
 from zarr_emcodec.errors import FrameError, ModelNotFoundError, UnsupportedFrameError
 from zarr_emcodec.frame import Frame, Kind, Tier, pack, unpack
 from zarr_emcodec.frame.wire import varint

@@ -20,7 +20,7 @@ import pytest
 from tests.codecs.frames import frames, model_for, with_escapes
 from tests.corruption.attempt import attempt, attempt_all, modelled_frames, resigned, sections_of
 from zarr_emcodec.codecs import decode_many
-from zarr_emcodec.codecs.decode import ladder_of
+from zarr_emcodec.codecs.vae_decode import ladder_of
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.errors import FrameError, SpecError
 from zarr_emcodec.frame import Frame, Kind, Tier, pack, unpack

@@ -1,13 +1,14 @@
-"""Sections through a model's networks, in pieces of bounded size.
+"""Sections and volumes through a model's networks, in pieces of bounded size.
 
-Float arrays in, float arrays out. How sections are cut into inference calls changes memory and speed, not results:
-every piece carries the halo that its card states.
+Float arrays in, float arrays out. How they are cut into inference calls changes memory and speed, not results: every
+piece carries the halo that its card states.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,17 @@ from numpy.typing import NDArray
 from zarr_emcodec import transform
 from zarr_emcodec._types import Shape
 from zarr_emcodec.runtime import Model, Options
+
+
+class Feed(NamedTuple):
+    """One input or output of a network over a grid of cells.
+
+    ``array`` has one entry for each section or volume on its first axis; its last axes are those of the grid, with
+    ``scale`` elements for each cell. Without a scale it holds one value for each section or volume and no more.
+    """
+
+    array: NDArray[Any]
+    scale: Shape | None = None
 
 
 def analyse(model: Model, grey: NDArray[np.float32], options: Options) -> NDArray[np.float32]:
@@ -33,11 +45,16 @@ def analyse(model: Model, grey: NDArray[np.float32], options: Options) -> NDArra
     -------
     ndarray, shape (n, channels, y / stride, x / stride), float32
     """
-    stride = _stride(model)
-    grid = grey.shape[1] // stride[0], grey.shape[2] // stride[1]
-    out = np.empty((len(grey), model.card.channels, *grid), np.float32)
-    halo = max(model.card.encoder_halo)
-    return _in_pieces(model, "encoder", transform.as_blocks(grey), out, (stride, (1, 1)), grid, halo, options, None)
+    card = model.card
+    grid = tuple(n // s for n, s in zip(grey.shape[1:], card.stride, strict=True))
+    out = np.empty((len(grey), card.channels, *grid), np.float32)
+    inputs = {"grey": Feed(transform.as_blocks(grey), card.stride)}
+
+    def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return model.run("encoder", piece, options)
+
+    in_pieces(call, inputs, Feed(out, (1,) * len(grid)), grid, card.encoder_halo, math.prod(card.stride), options)
+    return out
 
 
 def synthesise(
@@ -60,51 +77,82 @@ def synthesise(
     -------
     ndarray, shape (n, h * stride, w * stride), float32
     """
-    stride = _stride(model)
-    grid = symbols.shape[2], symbols.shape[3]
-    out = np.empty((len(symbols), 1, grid[0] * stride[0], grid[1] * stride[1]), np.float32)
-    halo = max(model.card.decoder_halo)
-    return _in_pieces(model, "decoder", symbols, out, ((1, 1), stride), grid, halo, options, levels)[:, 0]
+    card = model.card
+    grid = symbols.shape[2:]
+    out = np.empty((len(symbols), 1, *(n * s for n, s in zip(grid, card.stride, strict=True))), np.float32)
+    inputs = {"symbols": Feed(symbols, (1,) * len(grid)), "level": Feed(levels)}
+
+    def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return model.run("decoder", piece, options)
+
+    in_pieces(call, inputs, Feed(out, card.stride), grid, card.decoder_halo, math.prod(card.stride), options)
+    return out[:, 0]
 
 
-def _stride(model: Model) -> tuple[int, int]:
-    y, x = model.card.stride
-    return y, x
-
-
-def _in_pieces(
-    model: Model,
-    part: Literal["encoder", "decoder"],
-    source: NDArray[np.float32],
-    out: NDArray[np.float32],
-    scales: tuple[tuple[int, int], tuple[int, int]],
+def in_pieces(
+    call: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]],
+    inputs: Mapping[str, Feed],
+    out: Feed,
     grid: Shape,
-    halo: int,
+    halo: Shape,
+    cell_voxels: int,
     options: Options,
-    levels: NDArray[np.int64] | None,
-) -> NDArray[np.float32]:
-    """Fill `out` from `source`, whole sections at a time where they fit, tiles of one section where they do not."""
+) -> None:
+    """Fill `out`, whole sections or volumes at a time where they fit, tiles of one where they do not.
 
-    def run(block: NDArray[np.float32], sections: slice) -> NDArray[np.float32]:
-        name = "grey" if part == "encoder" else "symbols"
-        inputs: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(block)}
-        if levels is not None:
-            inputs["level"] = np.ascontiguousarray(levels[sections], np.int64)
-        return np.asarray(model.run(part, inputs, options))
+    Parameters
+    ----------
+    call : callable
+        Inputs by name to the output, for a piece.
+    inputs, out : Feed
+        All of each; `out` is written to.
+    grid : tuple of int
+        Cells along each axis.
+    halo : tuple of int
+        Cells around a cell that its output depends on.
+    cell_voxels : int
+        What a cell counts towards ``block_voxels``.
+    options : Options
+        ``block_voxels`` bounds one call.
+    """
+    n = len(out.array)
+    whole = math.prod(grid) * cell_voxels
+    if whole <= options.block_voxels:
+        many = max(1, options.block_voxels // whole)
+        for i in range(0, n, many):
+            out.array[i : i + many] = call({key: _contiguous(feed.array[i : i + many]) for key, feed in inputs.items()})
+        return
+    assert out.scale is not None
+    edges = _tile_edges(grid, halo, cell_voxels, options.block_voxels)
+    for tile in transform.tiles(grid, edges, halo):
+        inner: Any = (0, ..., *transform.scaled(tile.inner, out.scale))
+        for i in range(n):
+            piece = {key: _contiguous(_cut(feed, i, tile.outer)) for key, feed in inputs.items()}
+            target: Any = (i, ..., *transform.scaled(tile.target, out.scale))
+            out.array[target] = call(piece)[inner]
 
-    stride = _stride(model)
-    section_voxels = grid[0] * grid[1] * stride[0] * stride[1]
-    if section_voxels <= options.block_voxels:
-        many = max(1, options.block_voxels // section_voxels)
-        for i in range(0, len(source), many):
-            out[i : i + many] = run(source[i : i + many], slice(i, i + many))
-        return out
-    edge = max(1, math.isqrt(options.block_voxels) // max(stride) - 2 * halo)
-    source_scale, out_scale = scales
-    for tile in transform.tiles((grid[0], grid[1]), edge, halo):
-        outer, inner = transform.scaled(tile.outer, source_scale), transform.scaled(tile.inner, out_scale)
-        target = transform.scaled(tile.target, out_scale)
-        for i in range(len(source)):
-            piece = run(source[(slice(i, i + 1), slice(None), *outer)], slice(i, i + 1))
-            out[(i, slice(None), *target)] = piece[(0, slice(None), *inner)]
-    return out
+
+def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array)
+
+
+def _cut(feed: Feed, i: int, outer: tuple[slice, ...]) -> NDArray[Any]:
+    """A tile of section or volume `i`, with the first axis kept."""
+    if feed.scale is None:
+        return feed.array[i : i + 1]
+    place: Any = (slice(i, i + 1), ..., *transform.scaled(outer, feed.scale))
+    part: NDArray[Any] = feed.array[place]
+    return part
+
+
+def _tile_edges(grid: Shape, halo: Shape, cell_voxels: int, limit: int) -> Shape:
+    """Edges of tiles that fit with their halo, halved axis by axis: where the halo weighs least, first."""
+    edges = list(grid)
+
+    def outer(axis: int) -> int:
+        return min(edges[axis] + 2 * halo[axis], grid[axis])
+
+    while math.prod(map(outer, range(len(grid)))) * cell_voxels > limit and max(edges) > 1:
+        axis = max((a for a in range(len(grid)) if edges[a] > 1), key=lambda a: edges[a] / (1 + 2 * halo[a]))
+        edges[axis] = -(-edges[axis] // 2)
+    return tuple(edges)

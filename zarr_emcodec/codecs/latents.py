@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from zarr_emcodec._types import Buffer, Symbols
+from zarr_emcodec._types import Buffer, Shape, Symbols
+from zarr_emcodec.codecs.base import Mode
 from zarr_emcodec.codecs.quantise import Ladder
-from zarr_emcodec.codecs.vae import Mode
 from zarr_emcodec.errors import FrameError
 
 _STREAM_BYTES = 4096  # below it the index entry and the coder's states cost more than 0.3 %
@@ -186,7 +186,7 @@ def plan_streams(ladder: Ladder, level: int, sections: Sequence[Buffer], n: int,
 
 
 def join_streams(
-    plan: StreamPlan, decoded: Sequence[Symbols], grid: tuple[int, int], start: int, stop: int
+    plan: StreamPlan, decoded: Sequence[Symbols], grid: Shape, start: int, stop: int
 ) -> NDArray[np.float32]:
     """Symbols of sections `start` to `stop` of the chunk as a synthesis network takes them.
 

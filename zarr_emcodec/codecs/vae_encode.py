@@ -1,0 +1,163 @@
+"""The variational codec's part of encoding: latents to symbols at the level that rate and quality ask for.
+
+    grey levels -> latents -> symbols at a level -> streams -> frame
+
+The level is the finest that fits the ratio; a guard is checked on what the decoder really returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from zarr_emcodec import transform
+from zarr_emcodec.codecs import inference
+from zarr_emcodec.codecs.job import LOSSLESS_FROM, ChunkJob
+from zarr_emcodec.codecs.latents import ChunkLatents, Stream
+from zarr_emcodec.codecs.vae import VAESpec
+from zarr_emcodec.codecs.vae_decode import ladder_of
+from zarr_emcodec.entropy import coder
+from zarr_emcodec.quality.target import coarsest_level, finest_level
+from zarr_emcodec.runtime import Options
+
+_HEADER_BYTES = 33  # header of a latent frame with a window, and the count of its table
+_WORTH_A_LEVEL = 1.035  # frames grow by 3 to 4 % from one level to the next finer one
+
+
+@dataclass(eq=False)
+class VAEJob(ChunkJob[VAESpec]):
+    """A chunk with its latents, and the levels that were tried."""
+
+    latents: ChunkLatents = field(init=False)
+    tried: dict[int, bytes] = field(init=False, default_factory=dict)
+
+    def level_for_ratio(self) -> int:
+        """The level to try first: the finest whose estimated size fits the budget; the coarsest where none does."""
+        level = self._finest(self.latents.ladder.n_levels // 2)
+        if self.spec.mode == "entropy":
+            self.latents.refine_estimate(level)
+            level = self._finest(level)
+        return level
+
+    def next_level(self) -> int:
+        """The level to try after those in `tried`, or the one of them to keep.
+
+        The first level came from a sample of the latents; the sizes of real frames correct the estimate.
+        """
+        last = next(reversed(self.tried))
+        self.latents.calibrate(last, len(self.tried[last]) - self._fixed_bytes, self.spec.mode)
+        fitting = [level for level, frame in self.tried.items() if len(frame) <= self.budget]
+        if not fitting:
+            coarser = max(self.tried) + 1
+            return min(max(self._finest(coarser - 1), coarser), self.latents.ladder.n_levels - 1)
+        best = min(fitting)
+        floor = max((level + 1 for level in self.tried if level < best), default=0)
+        if self.budget < _WORTH_A_LEVEL * len(self.tried[best]) or floor == best:
+            return best
+        return min(max(self._finest(best), floor), best)
+
+    @property
+    def _fixed_bytes(self) -> int:
+        return _HEADER_BYTES + len(self.mask_section)
+
+    def _finest(self, start: int) -> int:
+        """The finest level that fits by the estimate as it stands."""
+        room = self.budget - self._fixed_bytes
+        levels = self.latents.ladder.n_levels
+        found = finest_level(
+            lambda level: self.latents.estimated_bytes(level, self.spec.mode) <= room, levels, min(start, levels - 1)
+        )
+        return levels - 1 if found is None else found
+
+    def level_for_guard(self) -> int:
+        """A first guess of the level at which `min_psnr` or `max_error` holds, from the error of the quantiser."""
+        scale = self.window.scale if self.window else 1.0
+        wanted = np.inf
+        if self.spec.min_psnr is not None:
+            wanted = min(wanted, transform.GREY_PEAK**2 / 10 ** (self.spec.min_psnr / 10))
+        if self.spec.max_error is not None:
+            # the largest of millions of errors is about five standard deviations
+            wanted = min(wanted, (max(self.spec.max_error / scale, 0.5) / 5) ** 2)
+        cell_voxels = float(np.prod(self.model.card.stride))
+        levels = self.latents.ladder.n_levels
+        found = coarsest_level(
+            lambda level: self.latents.estimated_squared_error(level) / cell_voxels <= wanted, levels, levels // 2
+        )
+        return 0 if found is None else found
+
+
+def encode(jobs: Sequence[VAEJob], options: Options) -> None:
+    """Bring jobs of one spec to their frames."""
+    _analyse(jobs, options)
+    _settle(jobs, options)
+
+
+def _analyse(jobs: Sequence[VAEJob], options: Options) -> None:
+    """Latents of every job; chunks with sections of one shape share their inference calls."""
+    model = jobs[0].model
+    groups: dict[tuple[int, ...], list[VAEJob]] = {}
+    for job in jobs:
+        groups.setdefault(transform.section_shape(job.inner.shape), []).append(job)
+    ladder = ladder_of(model)
+    for group in groups.values():
+        grey = [
+            transform.pad_to_stride(transform.to_grey(transform.sections_of(job.inner), job.window), model.card.stride)
+            for job in group
+        ]
+        latents = inference.analyse(model, grey[0] if len(grey) == 1 else np.concatenate(grey), options)
+        ends = np.cumsum([len(g) for g in grey])
+        for job, stop, part in zip(group, ends, grey, strict=True):
+            job.latents = ChunkLatents(latents[stop - len(part) : stop], ladder)
+
+
+def _settle(jobs: Sequence[VAEJob], options: Options) -> None:
+    """Bring every job to a frame that keeps what was asked."""
+    plain = [job for job in jobs if job.spec.ratio is not None]
+    levels = {id(job): job.level_for_ratio() for job in plain}
+    while plain:
+        frames = _code(plain, [levels[id(job)] for job in plain], options)
+        for job, frame in zip(plain, frames, strict=True):
+            job.tried[levels[id(job)]] = frame
+            levels[id(job)] = job.next_level()
+        plain = [job for job in plain if levels[id(job)] not in job.tried]
+    for job in jobs:
+        if job.spec.ratio is not None:
+            job.frame = job.tried[levels[id(job)]]
+    for job in jobs:
+        if job.spec.guarded:
+            _settle_guard(job, levels.get(id(job)), options)
+        elif job.spec.mode == "entropy" and len(job.frame) > LOSSLESS_FROM * job.native.nbytes:
+            job.take_smaller(job.lossless())
+
+
+def _settle_guard(job: VAEJob, level: int | None, options: Options) -> None:
+    """The coarsest level, not above the ratio's, that keeps the guard; else the chunk losslessly."""
+
+    def good(candidate: int) -> bool:
+        if candidate not in job.tried:
+            job.tried[candidate] = _code([job], [candidate], options)[0]
+        return job.keeps_guard(job.tried[candidate])
+
+    if level is None:
+        level = coarsest_level(good, job.latents.ladder.n_levels, job.level_for_guard())
+    elif not good(level):
+        level = coarsest_level(good, level, min(job.level_for_guard(), level - 1)) if level else None
+    job.frame = b"" if level is None else job.tried[level]
+    if not job.frame or len(job.frame) > LOSSLESS_FROM * job.native.nbytes:
+        job.take_smaller(job.lossless())
+
+
+def _code(jobs: Sequence[VAEJob], levels: Sequence[int], options: Options) -> list[bytes]:
+    """Frames of jobs at given levels; the streams of all go through the entropy coder together."""
+    coded: list[tuple[bytes, list[Stream]]] = [
+        job.latents.streams(level, job.spec.mode) for job, level in zip(jobs, levels, strict=True)
+    ]
+    flat = [(stream.symbols, stream.index) for _, streams in coded for stream in streams]
+    mode = jobs[0].spec.mode
+    data = iter(coder.encode_many(flat, jobs[0].latents.ladder.tables, mode=mode, backend=options.entropy_backend))
+    return [
+        job.pack_latents((side, *(next(data) for _ in streams)), level)
+        for job, level, (side, streams) in zip(jobs, levels, coded, strict=True)
+    ]
