@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from zarr_emcodec.runtime.token_card import TokenCard
 
-Part = Literal["encoder", "decoder", "encoder-bottom", "decoder-full", "prior", "prior-bottom"]
+Part = Literal["encoder", "decoder", "encoder-bottom", "decoder-bottom", "prior", "prior-bottom"]
 """A network of a model, by the name of its file; all but the first two belong to models of tokens."""
 CARD, TABLES = "card.json", "tables.npz"
 MAX_FILE_BYTES = 1 << 28
@@ -168,7 +168,7 @@ class Model:
 
         Parameters
         ----------
-        part : {"encoder", "decoder", "encoder-bottom", "decoder-full", "prior", "prior-bottom"}
+        part : {"encoder", "decoder", "encoder-bottom", "decoder-bottom", "prior", "prior-bottom"}
             Which network.
         inputs : mapping of str to ndarray
             By input name; the first is the signal: (n, channels, \\*grid), float32, or tokens (n, \\*grid), int64.
@@ -179,25 +179,33 @@ class Model:
         -------
         ndarray, float32
             (n, channels, \\*grid / stride) latents of an encoder, (n, 1, \\*grid * stride) grey levels of a decoder. Of
-            tokens: distances to each code in place of latents; of a prior a score for each table.
+            tokens: images in standard deviations, distances to each code in place of latents, a prior's score for
+            each table.
 
         Raises
         ------
         ModelError
             If the network cannot run, or its output does not have that shape.
         """
+        return self.run_all(part, inputs, options)[0]
+
+    def run_all(
+        self, part: Part, inputs: Mapping[str, NDArray[Any]], options: Options | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Every output of one inference call; the first is checked as `run` says, further ones are float32."""
         if part.startswith("encoder") and not self.can_encode:
             raise ModelError(f"model '{self.card.id}' came without its encoder ({self._place}), so it can only decode.")
         name = f"{part}.onnx"
         data = self.file(name)
         sha256 = self.card.decoder_files.get(name) or self.card.encoder_files[name]
-        output = open_session(data, sha256, options or current()).run(inputs)
+        outputs = open_session(data, sha256, options or current()).run_all(inputs)
+        output = outputs[0]
         expected = self._output_shape(part, next(iter(inputs.values())).shape)
-        if output.shape != expected or output.dtype != np.float32:
+        if output.shape != expected or any(o.dtype != np.float32 for o in outputs):
             raise ModelError(
                 f"model '{self.card.id}': {name} gave {output.dtype} {output.shape}, its card means float32 {expected}."
             )
-        return output
+        return outputs
 
     def _output_shape(self, part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
         card = self.card
@@ -214,7 +222,8 @@ def _token_output(tokens: TokenCard, part: Part, shape: tuple[int, ...]) -> tupl
     if part.startswith("prior"):
         return (shape[0], tokens.priors["bottom" if part == "prior-bottom" else "top"].n_tables, *shape[1:])
     if part.startswith("decoder"):
-        return (shape[0], 1, *(n * stride for n, stride in zip(shape[1:], tokens.stride, strict=True)))
+        per_cell = tokens.tokens_per_cell("bottom" if part == "decoder-bottom" else "top")
+        return (shape[0], 1, *(n // p * c for n, p, c in zip(shape[1:], per_cell, tokens.cell, strict=True)))
     per_cell = tokens.tokens_per_cell("bottom" if part == "encoder-bottom" else "top")
     return (shape[0], tokens.codes, *(n // c * p for n, c, p in zip(shape[2:], tokens.cell, per_cell, strict=True)))
 

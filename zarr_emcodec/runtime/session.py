@@ -7,6 +7,7 @@ its parent's and opens its own; like every child of a process that used ONNX Run
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -19,7 +20,7 @@ from zarr_emcodec.errors import EmCodecError, MissingExtraError, ModelError, Run
 from zarr_emcodec.runtime.guard import check_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -38,6 +39,9 @@ class Network(Protocol):
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """First output of the graph."""
+
+    def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Every output of the graph, in its order."""
 
 
 class Session:
@@ -62,16 +66,27 @@ class Session:
         ModelError
             If the network does not take these inputs, or fails on them.
         """
-        try:
+        with _as_model_error(inputs):
             return self._network.run(inputs)
-        except EmCodecError:
-            raise
-        except Exception as error:  # each backend has its own kinds
-            shapes = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in inputs.items())
-            raise ModelError(f"the network failed on {shapes}: {error}") from error
+
+    def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Every output of the graph, in its order; otherwise as `run`."""
+        with _as_model_error(inputs):
+            return self._network.run_all(inputs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Session belongs to its process. Pickle the Model.")
+
+
+@contextlib.contextmanager
+def _as_model_error(inputs: Mapping[str, NDArray[Any]]) -> Iterator[None]:
+    try:
+        yield
+    except EmCodecError:
+        raise
+    except Exception as error:  # each backend has its own kinds
+        shapes = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in inputs.items())
+        raise ModelError(f"the network failed on {shapes}: {error}") from error
 
 
 class OnnxRuntimeNetwork:
@@ -96,7 +111,11 @@ class OnnxRuntimeNetwork:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """First output of the graph."""
-        return np.asarray(self._session.run(None, dict(inputs))[0])
+        return self.run_all(inputs)[0]
+
+    def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Every output of the graph, in its order."""
+        return [np.asarray(output) for output in self._session.run(None, dict(inputs))]
 
 
 def import_onnxruntime() -> Any:

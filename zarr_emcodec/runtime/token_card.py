@@ -1,4 +1,3 @@
-# LEAD NOTE to engineer Q: contract changed, read the end of /tmp/brief/Q.md (features output, decoder-bottom.onnx, lattice); then delete this line.
 """What the card of a token model (codec "vqvae") says beyond other cards: its grids, their priors, what it takes in.
 
 Parts of the card's JSON in, a checked `TokenCard` out. Keys, all under ``decoder`` (what decoding depends on) unless
@@ -8,9 +7,8 @@ stated::
     tokens      {"codes": K, "levels": ["top"] or ["top", "bottom"],
                  "refine": bottom tokens for each top token, on each axis,      two levels only
                  "lattice": top tokens of one cell of the networks, on each axis}                 1 when not given
-    normal      {"mean", "deviation"}: of the grey values that the networks are shown
     halo        cells around a cell that ``decoder.onnx`` sees
-    halos       {"decoder-full": the same of ``decoder-full.onnx``}; in ``encoder``: {"encoder-bottom": ...}
+    halos       {"decoder-bottom": the same of ``decoder-bottom.onnx``}; in ``encoder``: {"encoder-bottom": ...}
     prior       {level: {"tables": M, "groups": [...], "halo": tokens of that level, "policy": "mode" or "draw"}}
     encoder     {"price": squared standard deviations that a bit is worth}                          0 when not given
 """
@@ -75,8 +73,6 @@ class TokenCard:
         Top tokens of one cell of the networks, on each axis.
     refine : tuple of int or None
         Bottom tokens for each top token, on each axis; None where there is one level.
-    mean, deviation : float
-        Of the grey values that the networks are shown.
     halos : mapping of str to tuple of int
         Cells around a cell that a part's output depends on; an encoder's parts only where there is one.
     priors : mapping of str to PriorCard
@@ -89,8 +85,6 @@ class TokenCard:
     stride: Shape
     lattice: Shape
     refine: Shape | None
-    mean: float
-    deviation: float
     halos: Mapping[str, Shape] = field(hash=False)
     priors: Mapping[str, PriorCard] = field(hash=False)
     price: float
@@ -148,7 +142,6 @@ def read_tokens(reader: CardReader, decoder: Mapping[str, Any], encoder: Mapping
         If a value is missing or out of bounds.
     """
     tokens = reader.mapping(decoder.get("tokens"), "decoder.tokens")
-    normal = reader.mapping(decoder.get("normal"), "decoder.normal")
     levels = tokens.get("levels")
     if levels not in (["top"], ["top", "bottom"]):
         raise reader.wrong("decoder.tokens.levels", levels, '["top"] or ["top", "bottom"]')
@@ -162,8 +155,6 @@ def read_tokens(reader: CardReader, decoder: Mapping[str, Any], encoder: Mapping
         stride=reader.per_axis(decoder.get("stride"), "decoder.stride", ndim, 1, 1024),
         lattice=reader.per_axis(lattice, "decoder.tokens.lattice", ndim, 1, _MAX_FACTOR),
         refine=reader.per_axis(tokens.get("refine"), "decoder.tokens.refine", ndim, 1, _MAX_FACTOR) if two else None,
-        mean=reader.number(normal.get("mean"), "decoder.normal.mean", -1e6, 1e6),
-        deviation=reader.number(normal.get("deviation"), "decoder.normal.deviation", 1e-6, 1e6),
         halos=halos,
         priors=_priors(reader, decoder.get("prior", {}), ndim, levels),
         price=reader.number(encoder.get("price", 0), "encoder.price", 0, 1e12),
@@ -173,7 +164,7 @@ def read_tokens(reader: CardReader, decoder: Mapping[str, Any], encoder: Mapping
 def _halos(reader: CardReader, part: Mapping[str, Any], name: str, ndim: int, two: bool) -> dict[str, Shape]:
     out = {name: reader.per_axis(part.get("halo"), f"{name}.halo", ndim, 0, _MAX_HALO)}
     if two:
-        second = "decoder-full" if name == "decoder" else "encoder-bottom"
+        second = "decoder-bottom" if name == "decoder" else "encoder-bottom"
         halos = reader.mapping(part.get("halos"), f"{name}.halos")
         out[second] = reader.per_axis(halos.get(second), f"{name}.halos[{second!r}]", ndim, 0, _MAX_HALO)
     return out

@@ -89,7 +89,7 @@ class TorchNetwork:
         if opset < _MIN_OPSET:
             raise ModelError(f"the torch backend needs opset {_MIN_OPSET} or later (found {opset}). Export it again.")
         graph = model.graph
-        self._output = graph.output[0].name
+        self._outputs = [output.name for output in graph.output]
         known = self._constants
         for tensor in graph.initializer:
             known[tensor.name] = self._tensor(onnx.numpy_helper.to_array(tensor))
@@ -102,7 +102,7 @@ class TorchNetwork:
                     known.update(self._compute(step, known))
                 else:
                     steps.append(step)
-        self._steps = _with_last_use(steps, {self._output, *known})
+        self._steps = _with_last_use(steps, {*self._outputs, *known})
 
     def _tensor(self, array: NDArray[Any]) -> Any:
         # torch has no read-only tensors, so arrays are copied rather than shared
@@ -117,6 +117,10 @@ class TorchNetwork:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """First output of the graph."""
+        return self.run_all(inputs)[0]
+
+    def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Every output of the graph, in its order."""
         if inputs.keys() != self._inputs:
             raise ModelError(f"the network takes {sorted(self._inputs)}, not {sorted(inputs)}.")
         torch = self._torch
@@ -127,8 +131,7 @@ class TorchNetwork:
                 known.update(self._compute(step, known))
                 for name in step.last_use:
                     del known[name]
-            output: NDArray[Any] = known[self._output].cpu().numpy()
-        return output
+            return [known[name].cpu().numpy() for name in self._outputs]
 
 
 def _attributes(onnx: Any, node: Any) -> dict[str, Any]:
