@@ -1,13 +1,15 @@
 """Boxes of voxels from TIFF and OME-TIFF stacks, one page at a time.
 
-A path in, a `Stack` out. The file is never loaded whole: uncompressed series are mapped, pages of others are decoded
-when asked for, and the last ones are kept, since neighbouring boxes share them.
+A file in, a `Stack` out; many files of one section each in, `Sections` out. No file is loaded whole: uncompressed
+series are mapped, pages of others are decoded when asked for, and the last ones are kept, since neighbouring boxes
+share them.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import OrderedDict
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -17,17 +19,48 @@ import numpy as np
 import tifffile
 
 from zarr_emcodec.errors import SpecError
-from zarr_emcodec.jobs.ome import to_nm
+from zarr_emcodec.jobs.scales import to_nm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
     from zarr_emcodec._types import Chunk, Shape
     from zarr_emcodec.jobs.grid import Box
 
-_KEPT_BYTES = 1 << 28
+KEPT_BYTES = 1 << 28
+"""Decoded pages kept, at most (one page, where that is larger)."""
+
+
+class _Pages:
+    """Decoded pages, the last ones kept."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, Chunk] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, number: int, decode: Callable[[int], Chunk]) -> Chunk:
+        with self._lock:  # one thread decodes at a time: the file has one position
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+            values = decode(number)
+            room = max(1, KEPT_BYTES // max(1, values.nbytes))
+            while len(self._kept) >= room:
+                self._kept.popitem(last=False)
+            self._kept[number] = values
+            return values
 
 
 class Stack:
     """The first series of a TIFF file, with axes of length 1 before (y, x) dropped.
+
+    Parameters
+    ----------
+    file : str or file object
+        Path, or bytes that can be sought in.
+    location : str
+        For messages.
 
     Attributes
     ----------
@@ -45,8 +78,8 @@ class Stack:
         If the file holds colour images.
     """
 
-    def __init__(self, location: str) -> None:
-        self._file = tifffile.TiffFile(location)
+    def __init__(self, file: Any, location: str) -> None:
+        self._file = tifffile.TiffFile(file)
         try:
             self._series = self._file.series[0]
             self._check_colour(location)
@@ -59,9 +92,8 @@ class Stack:
         self.note = self._note()
         self._mapped: Chunk | None = None
         if self._series.dataoffset is not None and self._series.size:
-            self._mapped = tifffile.memmap(location, mode="r", series=0)
-        self._kept: OrderedDict[int, Chunk] = OrderedDict()
-        self._lock = Lock()
+            self._mapped = self._map(file)
+        self._pages = _Pages()
 
     def close(self) -> None:
         """Close the file."""
@@ -76,23 +108,23 @@ class Stack:
         pages = out.reshape(-1, *out.shape[-2:])
         for i, index in enumerate(itertools.product(*leading)):
             number = int(np.ravel_multi_index(index, self.shape[:-2])) if index else 0
-            pages[i] = self._page(number)[box[-2:]]
+            pages[i] = self._pages.get(number, self._decode)[box[-2:]]
         return out
 
-    def _page(self, number: int) -> Chunk:
-        with self._lock:
-            if number in self._kept:
-                self._kept.move_to_end(number)
-                return self._kept[number]
-            page = self._series.pages[number]
-            # OME files may leave pages out; their voxels are zero
-            values = np.zeros(self.shape[-2:], self.dtype) if page is None else page.asarray()
-            values = values.reshape(self.shape[-2:])
-            room = max(1, _KEPT_BYTES // max(1, values.nbytes))
-            while len(self._kept) >= room:
-                self._kept.popitem(last=False)
-            self._kept[number] = values
-            return values
+    def _map(self, file: Any) -> Chunk | None:
+        if not isinstance(file, str):
+            return None
+        try:
+            return tifffile.memmap(file, mode="r", series=0)  # type: ignore[no-any-return]
+        except BaseException:
+            self.close()
+            raise
+
+    def _decode(self, number: int) -> Chunk:
+        page = self._series.pages[number]
+        # OME files may leave pages out; their voxels are zero
+        values = np.zeros(self.shape[-2:], self.dtype) if page is None else page.asarray()
+        return values.reshape(self.shape[-2:])
 
     def _check_colour(self, location: str) -> None:
         page = self._series.keyframe
@@ -115,6 +147,65 @@ class Stack:
     def _note(self) -> str:
         others = len(self._file.series) - 1
         return f"took the first of {others + 1} image series" if others else ""
+
+
+class Sections:
+    """Files of one section each, stacked along z in the order of the numbers in their names.
+
+    Parameters
+    ----------
+    location : str
+        For messages.
+    files : sequence of Path
+        At least one.
+
+    Attributes
+    ----------
+    files : tuple of Path
+        In z order.
+    shape : tuple of int, voxels
+    dtype : numpy.dtype
+
+    Raises
+    ------
+    SpecError
+        If the first file holds anything but one grey section.
+    """
+
+    def __init__(self, location: str, files: Sequence[Path]) -> None:
+        self.files = tuple(sorted(files, key=_natural))
+        first = Stack(str(self.files[0]), location)
+        first.close()
+        if len(first.shape) != 2:
+            raise SpecError(
+                f"{location}: {self.files[0].name} holds {first.shape}, not one section. Name one file of the folder.",
+                name="source",
+                value=location,
+            )
+        self.shape: Shape = (len(self.files), *first.shape)
+        self.dtype = first.dtype
+        self._pages = _Pages()
+
+    def read(self, box: Box) -> Chunk:
+        """The voxels of a box, decoding the files that it touches."""
+        return np.stack([self._pages.get(z, self._decode)[box[1:]] for z in range(box[0].start, box[0].stop)])
+
+    def _decode(self, number: int) -> Chunk:
+        path = self.files[number]
+        stack = Stack(str(path), str(path))
+        try:
+            if (stack.shape, stack.dtype) != (self.shape[1:], self.dtype):
+                raise ValueError(
+                    f"{path.name} is {stack.dtype} {stack.shape}, the first section is {self.dtype} {self.shape[1:]}"
+                )
+            return stack.read(tuple(slice(0, n) for n in stack.shape))
+        finally:
+            stack.close()
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """A key that puts section_9 before section_10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _voxel_nm(file: tifffile.TiffFile, ndim: int) -> tuple[float, ...] | None:
