@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import zarr
 
     from zarr_emcodec._types import Shape
+    from zarr_emcodec.jobs.grid import Box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Census(Record):
     damaged : tuple of (chunk index, reason)
     scales : mapping
         Chunk index to source units per grey level, for frames that state a window.
+    absent : tuple of chunk index
+        Chunks that are not stored; of a whole array they are counted only.
     """
 
     kinds: Mapping[str, int]
@@ -52,19 +55,24 @@ class Census(Record):
     settings: Mapping[int, int]
     damaged: tuple[tuple[Shape, str], ...]
     scales: Mapping[Shape, float]
+    absent: tuple[Shape, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As of every record, without the scales: they serve the guard's check alone."""
-        return {name: value for name, value in super().to_dict().items() if name != "scales"}
+        """As of every record, without what serves the comparison with a source alone."""
+        return {name: value for name, value in super().to_dict().items() if name not in ("scales", "absent")}
 
 
-def take_census(array: zarr.Array[Any], layout: Layout, *, tick: Callable[[int], None] | None = None) -> Census:
+def take_census(
+    array: zarr.Array[Any], layout: Layout, box: Box | None = None, *, tick: Callable[[int], None] | None = None
+) -> Census:
     """Look at every stored chunk.
 
     Parameters
     ----------
     array, layout
         An open array; `layout.has_frames` must hold.
+    box : tuple of slice, optional
+        Look only here; made of whole shards, or chunks where there are none. What cannot be read counts as damaged.
     tick : callable, optional
         Called with the number of chunks looked at so far.
 
@@ -75,22 +83,25 @@ def take_census(array: zarr.Array[Any], layout: Layout, *, tick: Callable[[int],
     Raises
     ------
     JobError
-        If the store cannot be read.
+        If the store cannot be read, and no box was given.
     """
     kinds: Counter[str] = Counter()
     digests: Counter[str] = Counter()
     settings: Counter[int] = Counter()
     damaged: list[tuple[Shape, str]] = []
     scales: dict[Shape, float] = {}
+    absent: list[Shape] = []
     sizes: list[tuple[int, Shape]] = []  # at most two: the smallest and the largest so far
     frame_bytes = overhead_bytes = 0
-    for count, stored in enumerate(stored_chunks(array, layout), 1):
+    for count, stored in enumerate(stored_chunks(array, layout, box), 1):
         info = _look(stored.data, stored.problem, layout)
         if isinstance(info, str):
             kinds["damaged"] += 1
             damaged.append((stored.chunk_index, info))
         elif info is None:
             kinds["absent"] += 1
+            if box is not None:
+                absent.append(stored.chunk_index)
         else:
             kinds[info.kind] += 1
             frame_bytes += info.total_bytes
@@ -114,6 +125,7 @@ def take_census(array: zarr.Array[Any], layout: Layout, *, tick: Callable[[int],
         settings=dict(sorted(settings.items())),
         damaged=tuple(damaged),
         scales=scales,
+        absent=tuple(absent),
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from zarr_emcodec.errors import ModelError, VerifyError
-from zarr_emcodec.jobs.grid import Box, box_of, chunk_indices, voxels
+from zarr_emcodec.jobs.grid import Box, box_of, chunks_in, voxels
 from zarr_emcodec.jobs.measure import GREY_PEAK, SSIM_EVERY, BlockMeasure, Guard, compare_block, decibels
 
 if TYPE_CHECKING:
@@ -183,13 +183,6 @@ def verify_error(where: str, failures: Sequence[tuple[Shape, str]]) -> VerifyErr
     shown = "; ".join(f"chunk {index}: {reason}" for index, reason in failures[:5])
     more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
     return VerifyError(f"{where}: {len(failures)} chunks fail. {shown}{more}.", chunks=[index for index, _ in failures])
-
-
-def chunks_in(box: Box, chunks: Shape) -> Iterable[Shape]:
-    """Indices of the chunks that a chunk-aligned box covers."""
-    first = tuple(part.start // chunk for part, chunk in zip(box, chunks, strict=True))
-    extent = tuple(part.stop - part.start for part in box)
-    return (tuple(f + i for f, i in zip(first, local, strict=True)) for local in chunk_indices(extent, chunks))
 
 
 def read_box(array: zarr.Array[Any], box: Box) -> Chunk:

@@ -16,14 +16,15 @@ import google_crc32c
 import numpy as np
 
 from zarr_emcodec.errors import JobError
-from zarr_emcodec.jobs.grid import chunk_indices, grid_shape
+from zarr_emcodec.jobs.grid import chunks_in, grid_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import zarr
 
     from zarr_emcodec._types import Shape
+    from zarr_emcodec.jobs.grid import Box
 
 ABSENT = 2**64 - 1
 """Offset and length of an inner chunk that is not stored."""
@@ -122,23 +123,32 @@ def stored_bytes(array: zarr.Array[Any]) -> int:
     return int(array.nbytes_stored())
 
 
-def stored_chunks(array: zarr.Array[Any], layout: Layout) -> Iterator[Stored]:
+def stored_chunks(array: zarr.Array[Any], layout: Layout, box: Box | None = None) -> Iterator[Stored]:
     """Every cell of the chunk grid with its bytes; memory follows one shard, or a few dozen chunks.
+
+    Parameters
+    ----------
+    array, layout
+    box : tuple of slice, optional
+        Only the cells of this box, which is made of whole shards, or chunks where there are none. An object that
+        cannot be read is then a problem of its cells.
 
     Raises
     ------
     JobError
         If the store cannot be read, or the shard index is coded in a way that is not known here.
     """
+    whole = box is None
+    box = tuple(slice(0, n) for n in layout.shape) if box is None else box
     if layout.shards is None:
-        for batch in _batched(chunk_indices(layout.shape, layout.chunks), _BATCH):
-            for index, data in zip(batch, _fetch(array, batch), strict=True):
-                yield Stored(index, data)
+        for batch in _batched(chunks_in(box, layout.chunks), _BATCH):
+            for index, data in zip(batch, _fetch(array, batch, strict=whole), strict=True):
+                yield Stored(index, None, data) if isinstance(data, str) else Stored(index, data)
         return
     per_shard = grid_shape(layout.shards, layout.chunks)
     cells = grid_shape(layout.shape, layout.chunks)
-    for shard_index in chunk_indices(layout.shape, layout.shards):
-        [shard] = _fetch(array, (shard_index,))
+    for shard_index in chunks_in(box, layout.shards):
+        [shard] = _fetch(array, (shard_index,), strict=whole)
         first = tuple(i * n for i, n in zip(shard_index, per_shard, strict=True))
         inner = [tuple(f + i for f, i in zip(first, local, strict=True)) for local in np.ndindex(per_shard)]
         for stored in _inner_chunks(shard, inner, layout):
@@ -146,25 +156,35 @@ def stored_chunks(array: zarr.Array[Any], layout: Layout) -> Iterator[Stored]:
                 yield stored
 
 
-def _fetch(array: zarr.Array[Any], indices: tuple[Shape, ...]) -> list[bytes | None]:
-    """Whole objects of chunks or shards."""
+def _fetch(array: zarr.Array[Any], indices: tuple[Shape, ...], *, strict: bool) -> list[bytes | str | None]:
+    """Whole objects of chunks or shards, or what the store says instead of one."""
     from zarr.core.buffer import default_buffer_prototype
     from zarr.core.sync import sync
 
     async def get() -> list[Any]:
         paths = [array.store_path / array.metadata.encode_chunk_key(index) for index in indices]
-        return await asyncio.gather(*(path.get(default_buffer_prototype()) for path in paths))
+        return await asyncio.gather(*(path.get(default_buffer_prototype()) for path in paths), return_exceptions=True)
 
-    try:
-        # zarr's own loop: remote stores hold connections that belong to it
-        return [None if data is None else data.to_bytes() for data in sync(get())]
-    except Exception as error:  # stores raise whatever their transport does
-        raise JobError(f"{array.store_path}: cannot read chunks from {indices[0]} on: {error}") from error
+    found: list[bytes | str | None] = []
+    # zarr's own loop: remote stores hold connections that belong to it
+    for index, data in zip(indices, sync(get()), strict=True):
+        if isinstance(data, Exception):  # stores raise whatever their transport does
+            if strict:
+                raise JobError(f"{array.store_path}: cannot read chunk {index}: {data}") from data
+            found.append(f"cannot be read: {data}")
+        elif isinstance(data, BaseException):
+            raise data
+        else:
+            found.append(None if data is None else data.to_bytes())
+    return found
 
 
-def _inner_chunks(shard: bytes | None, indices: list[Shape], layout: Layout) -> Iterator[Stored]:
+def _inner_chunks(shard: bytes | str | None, indices: list[Shape], layout: Layout) -> Iterator[Stored]:
     if shard is None:
         yield from (Stored(index, None) for index in indices)
+        return
+    if isinstance(shard, str):
+        yield from (Stored(index, None, shard) for index in indices)
         return
     table = shard_index(shard, len(indices), layout.shard_config or {})
     if isinstance(table, str):
@@ -228,7 +248,8 @@ def shard_index(shard: bytes, count: int, config: Mapping[str, Any]) -> list[tup
     return list(struct.iter_unpack("<QQ", body))
 
 
-def _batched(items: Iterator[Shape], size: int) -> Iterator[tuple[Shape, ...]]:
+def _batched(items: Iterable[Shape], size: int) -> Iterator[tuple[Shape, ...]]:
     """`itertools.batched`, which Python 3.11 lacks."""
-    while batch := tuple(itertools.islice(items, size)):
+    rest = iter(items)
+    while batch := tuple(itertools.islice(rest, size)):
         yield batch

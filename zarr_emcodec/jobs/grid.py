@@ -16,7 +16,18 @@ if TYPE_CHECKING:
 
     from zarr_emcodec._types import Shape
 
-__all__ = ["BLOCK_BYTES", "Box", "box_of", "boxes", "chunk_indices", "fit_chunks", "grid_shape", "grow", "voxels"]
+__all__ = [
+    "BLOCK_BYTES",
+    "Box",
+    "box_of",
+    "boxes",
+    "chunk_indices",
+    "chunks_in",
+    "fit_chunks",
+    "grid_shape",
+    "grow",
+    "voxels",
+]
 
 Box: TypeAlias = tuple[slice, ...]
 
@@ -43,6 +54,19 @@ def box_of(index: Shape, chunks: Shape, shape: Shape) -> Box:
     (slice(8, 10, None), slice(0, 5, None))
     """
     return tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, chunks, shape, strict=True))
+
+
+def chunks_in(box: Box, chunks: Shape) -> Iterator[Shape]:
+    """Indices of the chunks that a chunk-aligned box covers, C order.
+
+    Examples
+    --------
+    >>> list(chunks_in((slice(8, 10), slice(0, 9)), (8, 8)))
+    [(1, 0), (1, 1)]
+    """
+    first = tuple(part.start // chunk for part, chunk in zip(box, chunks, strict=True))
+    extent = tuple(part.stop - part.start for part in box)
+    return (tuple(f + i for f, i in zip(first, local, strict=True)) for local in chunk_indices(extent, chunks))
 
 
 def grow(unit: Shape, shape: Shape, itemsize: int, *, limit: int | None = None) -> Shape:

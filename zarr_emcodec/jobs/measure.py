@@ -26,6 +26,8 @@ SSIM_EVERY = 8
 """SSIM costs 30 times what the other figures do, so that a block's is taken of one section in so many."""
 ERROR_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 """Upper ends of the bins of absolute differences, in 255ths of the peak; the last bin is what lies above."""
+WORST_KEPT = 4
+"""Chunks of a block that are remembered for a report's pictures."""
 _SLACK_DB = 0.05  # another runtime's grey levels may differ by one in a few voxels
 _SSIM_WINDOW = 11
 
@@ -97,10 +99,8 @@ class BlockMeasure(Record):
     ssim_sum, ssim_weight : float, int
         Sum of SSIM over the window's positions, and how many of them there were; both 0 where no section is large
         enough.
-    lowest_db : float
-        PSNR of the worst chunk over the array's own voxels, without the padding of edge chunks.
-    lowest_chunk : tuple of int
-        Its index.
+    worst_chunks : tuple of (chunk index, PSNR, largest difference)
+        Up to `WORST_KEPT` of them, lowest PSNR first: over the array's own voxels, without the padding of edge chunks.
     chunk_db : mapping
         Whole decibels, as text, to the number of chunks that reach them and not one more; "inf" counts exact ones,
         "-inf" those where a finite value met none.
@@ -116,8 +116,7 @@ class BlockMeasure(Record):
     peak: float
     ssim_sum: float
     ssim_weight: int
-    lowest_db: float
-    lowest_chunk: Shape
+    worst_chunks: tuple[tuple[Shape, float, float], ...]
     chunk_db: Mapping[str, int]
     errors: tuple[int, ...]
     failures: tuple[tuple[Shape, str], ...] = ()
@@ -126,6 +125,16 @@ class BlockMeasure(Record):
     def psnr_db(self) -> float:
         """Over the whole block; infinite where nothing differs."""
         return decibels(self.squared / self.n_voxels, self.peak)
+
+    @property
+    def lowest_db(self) -> float:
+        """PSNR of the worst chunk."""
+        return self.worst_chunks[0][1]
+
+    @property
+    def lowest_chunk(self) -> Shape:
+        """Index of the worst chunk."""
+        return self.worst_chunks[0][0]
 
     @property
     def ssim(self) -> float:
@@ -145,9 +154,14 @@ class BlockMeasure(Record):
         words = dict(data)
         for name in ("squared", "worst"):
             words[name] = math.inf if words[name] is None else words[name]
-        if words["lowest_db"] is None:
-            words["lowest_db"] = -math.inf if math.isinf(words["squared"]) else math.inf
-        words["lowest_chunk"] = tuple(words["lowest_chunk"])
+        words["worst_chunks"] = tuple(
+            (
+                tuple(index),
+                (-math.inf if worst is None else math.inf) if reached is None else reached,
+                math.inf if worst is None else worst,
+            )
+            for index, reached, worst in words["worst_chunks"]
+        )
         words["errors"] = tuple(words["errors"])
         words["failures"] = tuple((tuple(index), reason) for index, reason in words["failures"])
         return cls(**words)
@@ -204,7 +218,7 @@ def compare_block(
     first = first_chunk or (0,) * source_voxels.ndim
     errors = np.zeros(len(ERROR_EDGES) + 1, np.int64)
     squared = worst = 0.0
-    lowest, lowest_chunk = math.inf, first
+    reached_by: list[tuple[Shape, float, float]] = []
     chunk_db: dict[str, int] = {}
     failures = []
     for local in chunk_indices(source_voxels.shape, guard.chunks):
@@ -214,8 +228,7 @@ def compare_block(
         reached = decibels(chunk_squared / source_voxels[place].size, peak)
         key = str(math.floor(reached)) if math.isfinite(reached) else str(reached)
         chunk_db[key] = chunk_db.get(key, 0) + 1
-        if reached < lowest:
-            lowest, lowest_chunk = reached, index
+        reached_by.append((index, reached, chunk_worst))
         if reason := guard.broken(chunk_squared, chunk_worst, (scales or {}).get(index, 1.0)):
             failures.append((index, reason))
         squared, worst, errors = squared + chunk_squared, max(worst, chunk_worst), errors + counts
@@ -227,8 +240,7 @@ def compare_block(
         peak=peak,
         ssim_sum=score * weight,
         ssim_weight=weight,
-        lowest_db=lowest,
-        lowest_chunk=lowest_chunk,
+        worst_chunks=tuple(sorted(reached_by, key=lambda chunk: chunk[1])[:WORST_KEPT]),
         chunk_db=chunk_db,
         errors=tuple(int(count) for count in errors),
         failures=tuple(failures),
