@@ -37,6 +37,27 @@ _HEAD_ATTEMPTS = 8
 _SHARDS_KEPT = 64  # shard indices in memory: batches run along the grid and come back to the same shards
 
 
+def codec_of(array: zarr.Array[Any]) -> Any:
+    """Our codec as an open array holds it; it has a ``spec``.
+
+    Raises
+    ------
+    SpecError
+        If another codec changes chunks before it: what is encoded is not the array's voxels then.
+    """
+    facts: Any = array.metadata
+    chain = [*(facts.filters or ()), facts.compressor] if facts.zarr_format == 2 else list(facts.codecs)
+    if hasattr(chain[0], "chunk_shape"):  # a shard's codecs stand in the sharding codec
+        chain = list(chain[0].codecs)
+    if not hasattr(chain[0], "spec"):
+        raise SpecError(
+            f"{array.store_path}: {type(chain[0]).__name__} changes the chunks before they are encoded; only tiers can "
+            "be changed there, voxels are read through Zarr.",
+            name="array",
+        )
+    return chain[0]
+
+
 class Frames:
     """The stored frames of one array, for reading.
 
@@ -129,6 +150,7 @@ class Frames:
         ModelError
             If a model is missing.
         """
+        codec_of(self.array)
         frames = self.fetch(indices)
         options = dataclasses.replace(current(), tier=tier)
         there = [i for i, data in enumerate(frames) if data is not None]

@@ -102,19 +102,8 @@ def open_objects(array: zarr.Array[Any]) -> Objects:
     """
     from zarr.storage import LocalStore
 
+    check_writable(array)
     store, path = array.store, array.path
-    if array.read_only:
-        raise SpecError(
-            f"{array.store_path}: is open for reading only. Open it with mode='r+'; or use read_roi, which decodes the "
-            "region richly and writes nothing.",
-            name="array",
-        )
-    if not store.supports_deletes:
-        raise SpecError(
-            f"{array.store_path}: a {type(store).__name__} cannot replace what it holds. Use read_roi, which decodes "
-            "the region richly and writes nothing.",
-            name="array",
-        )
     lock_key = f"{path}/{LOCK}" if path else LOCK
     if isinstance(store, LocalStore) and sys.platform != "win32":
         return LocalObjects(Path(store.root), lock_key)
@@ -122,6 +111,28 @@ def open_objects(array: zarr.Array[Any]) -> Objects:
     if type(inner).__module__.startswith("obstore") and type(inner).__name__ != "LocalStore":
         return ConditionalObjects(inner)
     return PlainObjects(store, lock_key)
+
+
+def check_writable(array: zarr.Array[Any]) -> None:
+    """Refuse arrays whose objects cannot be replaced.
+
+    Raises
+    ------
+    SpecError
+        If the store is read-only, or can only be added to.
+    """
+    if array.read_only:
+        raise SpecError(
+            f"{array.store_path}: is open for reading only. Open it with mode='r+'; or use read_roi, which decodes the "
+            "region richly and writes nothing.",
+            name="array",
+        )
+    if not array.store.supports_deletes:
+        raise SpecError(
+            f"{array.store_path}: a {type(array.store).__name__} cannot replace what it holds. Use read_roi, which "
+            "decodes the region richly and writes nothing.",
+            name="array",
+        )
 
 
 class LocalObjects(Objects):

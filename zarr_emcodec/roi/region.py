@@ -63,9 +63,8 @@ def cells_of(
     >>> cells_of((slice(0, 8), slice(60, 70)), (64, 128), (16, 64)).sum(axis=0)
     array([1, 1])
     """
-    roi = getattr(roi, "boxes", roi)
-    is_boxes = isinstance(roi, tuple | list) and (isinstance(roi, tuple) or bool(roi)) and _all_boxes(roi)
-    if not is_boxes:
+    roi = list(roi.boxes) if hasattr(roi, "boxes") else roi
+    if not is_boxes(roi):
         return _of_array(roi, shape, chunks, radius, factor)
     for name, value in (("radius", radius), ("factor", factor)):
         if value is not None:
@@ -105,8 +104,11 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(p, slice | int | np.integer) or p is Ellipsis for p in value)
 
 
-def _all_boxes(value: Sequence[Any]) -> bool:
-    return _is_box(value) or all(_is_box(box) for box in value)
+def is_boxes(value: Any) -> bool:
+    """Whether a region is one box, or a sequence of boxes; else it is a mask or points."""
+    if isinstance(value, tuple) and value:
+        return _is_box(value) or all(_is_box(box) for box in value)
+    return isinstance(value, list) and all(_is_box(box) for box in value)
 
 
 def _normal_part(part: slice | int, extent: int, axis: int) -> slice:
