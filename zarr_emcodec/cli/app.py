@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zarr_emcodec.cli import compress, decompress, demo, info, models, verify
+from zarr_emcodec.cli import compress, decompress, demo, info, models, roi, verify
 from zarr_emcodec.errors import EmCodecError, VerifyError
 
 
@@ -38,6 +38,7 @@ app.command()(compress.compress)
 app.command()(decompress.decompress)
 app.command()(info.info)
 app.command()(verify.verify)
+app.add_typer(roi.roi, name="roi")
 app.command()(models.models)
 app.command()(demo.demo)
 
