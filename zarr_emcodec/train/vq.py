@@ -54,6 +54,8 @@ class VQTrainConfig:
     ssim: float = 0.0  # weight of 1 - SSIM, in units of squared standard deviations
     structure: float = 0.0  # weight of the difference of ridge responses: membranes are dark ridges
     adversarial: float = 0.0  # weight of a patch discriminator; invents texture, costs PSNR
+    klt_crops: int = 300  # that the block KLT is fitted on
+    seeding: int = 30_000  # vectors that the first codebooks are clustered from
     restart_every: int = 100  # steps between looks for dead codes
     restart_until: float = 0.7  # share of the budget after which the codebook settles
     clip: float = 1.0
@@ -157,7 +159,7 @@ class VQTrainer:
 
     def _start_from_klt(self, model: VQVAE) -> None:
         arch = model.config.arch
-        crops = (self.sampler.raw_crop(self.config.crop) for _ in range(300))
+        crops = (self.sampler.raw_crop(self.config.crop) for _ in range(self.config.klt_crops))
         if isinstance(model.analysis, Analysis3d):
             assert isinstance(model.synthesis, Synthesis3d)
             basis, _ = fit_block_klt(crops, model.synthesis.config.stride, arch.channels)
@@ -171,9 +173,9 @@ class VQTrainer:
 
     def _seed_codebook(self, model: VQVAE) -> None:
         cells = math.prod(self.config.crop) // math.prod(model.config.stride) // model.config.groups
-        batches = max(4, 30_000 // (cells * self.config.batch))
+        batches = max(4, self.config.seeding // (cells * self.config.batch))
         vectors = torch.cat([model.vectors(self.sampler.batch(self.config.batch)) for _ in range(batches)])
-        flat = flatten(vectors)[:60_000]
+        flat = flatten(vectors)[: 2 * self.config.seeding]
         model.quantiser.seed(flat, random=self.config.seed)
         model.spread.copy_(flat.std(0).clamp(min=1.0))
 
@@ -185,14 +187,14 @@ class VQTrainer:
             codes = model.top.quantiser.look_up(model.top.quantiser.choose(model.top.vectors(grey)))
             return grey, model.top.decode(codes)
 
-        pairs = [left(self.config.batch) for _ in range(40)]
+        pairs = [left(self.config.batch) for _ in range(max(8, self.config.klt_crops // self.config.batch))]
         crops = [128 + (grey - top)[i, 0].numpy() for grey, top in pairs for i in range(len(grey))]
         basis, _ = fit_block_klt(crops, (arch.stride,) * 2, arch.channels)
         weight = torch.as_tensor(basis[:, block_order(arch.stride)], dtype=torch.float32)
         model.bottom.analysis.linear.weight.copy_(weight[:, :, None, None])
         model.bottom.linear.weight.copy_(weight.T[:, :, None, None])
         vectors = torch.cat([flatten(model.bottom.vectors(grey, top)) for grey, top in pairs])
-        model.bottom.quantiser.seed(vectors[:60_000], random=self.config.seed)
+        model.bottom.quantiser.seed(vectors[: 2 * self.config.seeding], random=self.config.seed)
         model.bottom.spread.copy_(vectors.std(0).clamp(min=1.0))
 
     def run(self, report: Callable[[Progress], None], *, every_s: float = 60.0) -> VQVAE | TwoLevel:
