@@ -50,6 +50,23 @@ def landing(destination: str | os.PathLike[str], *, overwrite: bool, keep: str |
 def _check(destination: str | os.PathLike[str], *, overwrite: bool, keep: str | os.PathLike[str]) -> Path:
     if "://" in str(destination):
         raise JobError(f"{destination}: this job writes to local paths only. Write here, then copy it there.")
+    target = check_apart(destination, keep)
+    if not os.path.lexists(target):
+        return target
+    if not overwrite:
+        raise JobError(f"{destination}: exists already. Choose another name, or pass overwrite=True (--overwrite).")
+    check_replaceable(target)
+    return target
+
+
+def check_apart(destination: str | os.PathLike[str], keep: str | os.PathLike[str]) -> Path:
+    """The local path of a destination that a job may write at.
+
+    Raises
+    ------
+    JobError
+        If its folder does not exist, or it overlaps the source `keep`.
+    """
     target = Path(destination).absolute()  # not resolved: a link is replaced, not followed
     if not target.parent.is_dir():
         raise JobError(f"{destination}: the folder {target.parent} does not exist. Create it first.")
@@ -57,13 +74,19 @@ def _check(destination: str | os.PathLike[str], *, overwrite: bool, keep: str | 
         source, real = Path(keep).resolve(), target.resolve()
         if real == source or real in source.parents or source in real.parents:
             raise JobError(f"{destination}: the destination overlaps the source {keep}. Choose another place.")
-    if not os.path.lexists(target):
-        return target
-    if not overwrite:
-        raise JobError(f"{destination}: exists already. Choose another name, or pass overwrite=True (--overwrite).")
-    if target.is_dir() and any(target.iterdir()) and not any((target / mark).exists() for mark in _ZARR_MARKS):
-        raise JobError(f"{destination}: is a folder that holds no Zarr; it is not overwritten. Remove it yourself.")
     return target
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuse to replace a folder that is not Zarr.
+
+    Raises
+    ------
+    JobError
+        If it is one.
+    """
+    if target.is_dir() and any(target.iterdir()) and not any((target / mark).exists() for mark in _ZARR_MARKS):
+        raise JobError(f"{target}: is a folder that holds no Zarr; it is not overwritten. Remove it yourself.")
 
 
 def _swap(draft: Path, target: Path) -> None:

@@ -1,0 +1,129 @@
+"""The array that a recompression writes: claimed, created, and signed at the end.
+
+A plan in; a place with an empty array out, or a refusal. What is there already is never touched unasked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zarr_emcodec.errors import JobError
+from zarr_emcodec.jobs import store
+from zarr_emcodec.jobs.axes import names_of
+from zarr_emcodec.jobs.coding import codec_from
+from zarr_emcodec.jobs.compress import ATTRIBUTE
+from zarr_emcodec.jobs.landing import check_apart, check_replaceable
+from zarr_emcodec.jobs.ledger import check_free, read_plan
+from zarr_emcodec.jobs.report import plain
+
+if TYPE_CHECKING:
+    from zarr_emcodec.jobs.plan import Plan
+    from zarr_emcodec.jobs.store import Place
+    from zarr_emcodec.jobs.totals import Totals
+
+_DOCUMENTS = {2: (".zarray", ".zattrs"), 3: ("zarr.json",)}
+
+
+def claim(plan: Plan, *, overwrite: bool) -> Place:
+    """The place of a plan's destination, free for it or begun by it.
+
+    Parameters
+    ----------
+    plan : Plan
+    overwrite : bool
+        Whether an array that is there may go; with this, nothing is ever resumed.
+
+    Raises
+    ------
+    JobError
+        If something else is there, it overlaps the source, or a run is at work on it.
+    """
+    local = "://" not in plan.destination
+    path = check_apart(plan.destination, plan.source) if local else Path()
+    place = store.place_at(plan.destination)
+    if overwrite:
+        check_free(place)
+        if local:
+            check_replaceable(path)
+        store.clear(place)
+    elif read_plan(place) is None and not store.is_empty(place):
+        raise JobError(
+            f"{plan.destination}: exists already, and no recompression was begun there. Choose another name, or pass "
+            "overwrite=True (--overwrite)."
+        )
+    return place
+
+
+def create(plan: Plan, place: Place, *, embed_model: bool) -> None:
+    """Create the array, where an earlier run has not.
+
+    Raises
+    ------
+    JobError
+        If the store refuses.
+    SpecError
+        If the codec does not take such an array.
+    """
+    from zarr_emcodec.adapters import arrays
+    from zarr_emcodec.jobs.sources import open_source
+
+    if store.get(place, _DOCUMENTS[plan.zarr_format][0]) is not None:
+        return
+    names = names_of(len(plan.shape))
+    named: dict[str, Any] = {"dimension_names": names} if plan.zarr_format == 3 else {}
+    with open_source(plan.source) as volume:
+        attributes = {key: value for key, value in volume.attributes.items() if key != ATTRIBUTE}
+    if plan.zarr_format == 2:
+        attributes.setdefault("_ARRAY_DIMENSIONS", list(names))
+    try:
+        array = arrays.create_array(
+            place,
+            shape=plan.shape,
+            dtype=plan.dtype,
+            chunks=plan.chunks,
+            shards=plan.shards,
+            codec=codec_from(plan.codec),
+            zarr_format=plan.zarr_format,
+            fill_value=plan.fill_value,
+            attributes=attributes,
+            **named,
+        )
+        if embed_model:
+            for model in plan.models:
+                arrays.embed(array, model["digest"])
+    except OSError as error:
+        raise JobError(f"{plan.destination}: cannot be created: {error}") from error
+
+
+def sign(plan: Plan, place: Place, totals: Totals, *, complete: bool) -> None:
+    """Leave in the attributes where the array comes from, what it is worth, and whether it is complete.
+
+    Raises
+    ------
+    JobError
+        If the store refuses.
+    """
+    import zarr
+
+    peak = totals.peak(plan.dtype, plan.codec.get("window"))
+    facts: dict[str, Any] = {"source": Path(plan.source).name, "plan": plan.digest, "complete": complete}
+    if len(plan.models) > 1:
+        facts["models"] = plan.models
+    if totals.n_blocks:
+        facts |= {"source_range": (totals.low, totals.high), "psnr_db": totals.psnr_db(peak), "peak": peak}
+        facts |= {"ssim": totals.ssim(), "worst_error": totals.tally.worst}
+    try:
+        array = zarr.open_array(place.store, path=place.path, mode="r+")
+        earlier = array.attrs.get(ATTRIBUTE)
+        array.attrs[ATTRIBUTE] = plain({**(earlier if isinstance(earlier, Mapping) else {}), **facts})
+    except Exception as error:  # stores raise whatever their transport does
+        raise JobError(f"{plan.destination}: its attributes cannot be written: {error}") from error
+
+
+def other_bytes(plan: Plan, place: Place) -> int:
+    """Stored bytes that are no voxels: metadata, embedded models. Not the ledger, which may be removed."""
+    documents = (store.get(place, name) for name in _DOCUMENTS[plan.zarr_format])
+    models = (store.size_below(place, f".emcodec/{model['digest'].removeprefix('sha256:')}") for model in plan.models)
+    return sum(len(data) for data in documents if data is not None) + sum(models)

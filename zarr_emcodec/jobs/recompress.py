@@ -1,0 +1,371 @@
+"""A planned recompression, done: on one process or on a cluster, as often interrupted as may be.
+
+A `Plan` in; a `RecompressReport` out, and at the plan's destination an array in which every block was read back and
+compared. The ledger beside the array knows which are done; running the same plan again goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from zarr_emcodec.errors import SpecError
+from zarr_emcodec.jobs import block, cluster, destination, execute, store
+from zarr_emcodec.jobs.journal import Journal, Listener
+from zarr_emcodec.jobs.ledger import DONE, Ledger
+from zarr_emcodec.jobs.plan import Plan
+from zarr_emcodec.jobs.report import Record
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from zarr_emcodec._types import Shape
+    from zarr_emcodec.jobs.compare import Progress
+
+EngineName = Literal["dask", "serial"]
+Device = Literal["auto", "cpu", "cuda"]
+_LISTED = 1000  # failures that a report names; the ledger names all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure(Record):
+    """A block that could not be done.
+
+    Parameters
+    ----------
+    block : int
+        Its number in the plan.
+    coords : tuple of int
+        Its place in the grid of stored objects.
+    box : tuple of (start, stop), voxels
+    tries : int
+    reason : str
+    """
+
+    block: int
+    coords: Shape
+    box: tuple[tuple[int, int], ...]
+    tries: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecompressReport(Record):
+    """What `recompress` did.
+
+    Parameters
+    ----------
+    ok : bool
+        Whether every block of the plan is done.
+    stopped : bool
+        Whether it was asked to stop before the end.
+    source, destination, digest : str
+        Of the plan.
+    n_blocks, n_done, n_before, n_empty : int
+        In all; done by now; done by earlier runs; done and not stored, being nothing but fill value.
+    n_failed : int
+    failed : tuple of Failure
+        The first thousand.
+    raw_bytes, stored_bytes : int
+        Of the done blocks: voxels x itemsize; stored objects.
+    other_bytes : int
+        Metadata and embedded models.
+    ratio : float or None
+        Raw bytes over all that is stored but the ledger; None where nothing is.
+    frames : mapping
+        Kind to count.
+    psnr_db, ssim, worst_error, lowest_chunk_db, peak : float or None
+        Of what was read back, against what was to be stored. PSNR is infinite (None in JSON) where nothing differs;
+        SSIM is of one section in eight; the worst chunk's PSNR refers to its block's own peak.
+    seconds, mb_s : float
+        Of this run; 10^6 raw bytes a second.
+    work_s : mapping
+        Seconds of all workers and runs: "read", "write" (encoding included), "check" (decoding and comparing).
+    engine : str
+    threads : int
+        Of all workers, when the run began.
+    """
+
+    ok: bool
+    stopped: bool
+    source: str
+    destination: str
+    digest: str
+    n_blocks: int
+    n_done: int
+    n_before: int
+    n_empty: int
+    n_failed: int
+    failed: tuple[Failure, ...]
+    raw_bytes: int
+    stored_bytes: int
+    other_bytes: int
+    ratio: float | None
+    frames: Mapping[str, int]
+    psnr_db: float | None
+    ssim: float | None
+    worst_error: float | None
+    lowest_chunk_db: float | None
+    peak: float
+    seconds: float
+    mb_s: float
+    work_s: Mapping[str, float]
+    engine: str
+    threads: int
+
+
+def recompress(
+    plan: Plan | Mapping[str, Any],
+    *,
+    engine: EngineName = "dask",
+    scheduler: str | None = None,
+    workers: int | None = None,
+    device: Device = "auto",
+    threads: int = 1,
+    retries: int = 3,
+    backoff_s: float = 1.0,
+    blocks_per_task: int | None = None,
+    overwrite: bool = False,
+    embed_model: bool = False,
+    progress: Progress | None = None,
+    log: str | os.PathLike[str] | None = None,
+    listener: Listener | None = None,
+) -> RecompressReport:
+    """Do what a plan says, or the rest of it.
+
+    Parameters
+    ----------
+    plan : Plan or mapping
+        From `plan`, or its plain data.
+    engine : {"dask", "serial"}
+        "serial": block after block in this process.
+    scheduler : str, optional
+        Address (or file) of a Dask scheduler that is running; a cluster on this machine when not given.
+    workers : int, optional
+        Processes of the cluster on this machine: one for each core when not given, fewer where memory would not do.
+    device : {"auto", "cpu", "cuda"}
+        What runs the networks. "cuda": on this machine one worker for each GPU, on another scheduler's cluster only
+        workers that declare the resource "GPU"; the plan's threads are then chunks in one inference call.
+    threads : int
+        Of one inference call.
+    retries : int
+        After a block's first try, unless the block itself is at fault.
+    backoff_s : float
+        Before the first of them; see `Patience`.
+    blocks_per_task : int, optional
+        Chosen so that a task lasts when not given.
+    overwrite : bool
+        Whether a Zarr array that is there may be replaced, ledger and all.
+    embed_model : bool
+        Put the decoders into the array.
+    progress : callable, optional
+        Called with raw bytes done in this run, and to be done in it.
+    log : path, optional
+        Events are appended to it, one JSON object a line.
+    listener : callable, optional
+        Called with each event.
+
+    Returns
+    -------
+    RecompressReport
+        Also where blocks have failed or the run was stopped: look at `ok`.
+
+    Raises
+    ------
+    PlanMismatchError
+        If the ledger at the destination belongs to another plan, or the source has changed since this one was made.
+    JobError
+        If the destination cannot be used, somebody else is at work on it, its disk is full, or the engine is gone.
+        What is done is on record.
+    MissingExtraError
+        If Dask is not installed.
+
+    Notes
+    -----
+    The first Ctrl-C (or SIGTERM) lets the blocks under way come to their end and returns; the second raises
+    KeyboardInterrupt at once.
+    """
+    made = _absolute(plan if isinstance(plan, Plan) else Plan.from_dict(plan))
+    if engine not in ("dask", "serial"):
+        raise SpecError(f"engine {engine!r}: needs 'dask' or 'serial'.", name="engine", value=engine)
+    began, began_at = time.perf_counter(), time.time()
+    with Journal(log, listener) as journal:
+        place = destination.claim(made, overwrite=overwrite)
+        with closing(Ledger.begin(place, made.to_dict())) as ledger:
+            destination.create(made, place, embed_model=embed_model)
+            run = _Run(made, ledger, journal, progress)
+            journal.tell("begun", plan=made.digest, blocks=ledger.n_blocks, done=ledger.n_done, engine=engine)
+            run.note(0)
+            n_threads = 0
+            if ledger.n_done < ledger.n_blocks:
+                settings = block.Settings(
+                    batched=device == "cuda", runtime={"provider": device, "threads": threads}
+                )  # fmt: skip
+                with closing(_start(made, engine, scheduler, workers, settings, device)) as started, _stop() as stopped:
+                    n_threads = getattr(started, "threads", 1)
+                    journal.tell("workers", threads=n_threads, dashboard=getattr(started, "dashboard", None))
+                    group = blocks_per_task or execute.blocks_per_task(
+                        made.raw_bytes // made.n_blocks, ledger.n_blocks - ledger.n_done, n_threads
+                    )
+                    execute.Drive(
+                        started,
+                        run.record,
+                        ledger.tick,
+                        stopped,
+                        patience=execute.Patience(retries, backoff_s),
+                        blocks_per_task=group,
+                        on_retry=run.retried,
+                    ).run(ledger.pending())
+                    run.stopped = stopped()
+            ledger.flush()
+            if ledger.run:
+                store.sweep(place, before=began_at)
+            report = run.report(place, engine, n_threads, time.perf_counter() - began)
+            destination.sign(made, place, ledger.totals, complete=report.ok)
+            journal.tell("ended", **{k: v for k, v in report.to_dict().items() if k != "failed"})
+    return report
+
+
+@dataclass
+class _Run:
+    """What is known of a run while it goes on."""
+
+    plan: Plan
+    ledger: Ledger
+    journal: Journal
+    progress: Progress | None
+    stopped: bool = False
+    n_failed: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    raw_bytes: int = 0
+
+    def record(self, result: Mapping[str, Any]) -> None:
+        """Put a block's record where it belongs."""
+        self.ledger.add(result)
+        box = self.plan.box(result["block"])
+        if result["state"] == DONE:
+            self.note(result["raw_bytes"])
+            facts = {
+                name: result[name] for name in ("block", "raw_bytes", "stored_bytes", "seconds", "worker", "tries")
+            }
+            self.journal.tell("done", **facts)
+            return
+        failure = Failure(
+            block=result["block"],
+            coords=self.plan.coords(result["block"]),
+            box=tuple((part.start, part.stop) for part in box),
+            tries=result["tries"],
+            reason=result["reason"],
+        )
+        self.n_failed += 1
+        if len(self.failed) < _LISTED:
+            self.failed.append(failure)
+        self.journal.tell("failed", **failure.to_dict())
+
+    def retried(self, result: Mapping[str, Any]) -> None:
+        """Tell of a failure that will be tried again."""
+        self.journal.tell("retry", **{name: result[name] for name in ("block", "tries", "wait_s", "reason")})
+
+    def note(self, raw_bytes: int) -> None:
+        """Count bytes that are done."""
+        self.raw_bytes += raw_bytes
+        if self.progress is not None:
+            before = self.ledger.totals.raw_bytes - self.raw_bytes
+            self.progress(self.raw_bytes, self.plan.raw_bytes - before)
+
+    def report(self, place: store.Place, engine: str, threads: int, seconds: float) -> RecompressReport:
+        """What came of it."""
+        plan, totals = self.plan, self.ledger.totals
+        peak = totals.peak(plan.dtype, plan.codec.get("window"))
+        other = destination.other_bytes(plan, place)
+        stored = totals.stored_bytes + other
+        return RecompressReport(
+            ok=self.ledger.n_done == self.ledger.n_blocks,
+            stopped=self.stopped and self.ledger.n_done < self.ledger.n_blocks,
+            source=plan.source,
+            destination=plan.destination,
+            digest=plan.digest,
+            n_blocks=self.ledger.n_blocks,
+            n_done=self.ledger.n_done,
+            n_before=self.ledger.n_before,
+            n_empty=totals.n_empty,
+            n_failed=self.n_failed,
+            failed=tuple(self.failed),
+            raw_bytes=totals.raw_bytes,
+            stored_bytes=totals.stored_bytes,
+            other_bytes=other,
+            ratio=totals.raw_bytes / stored if totals.stored_bytes else None,
+            frames=dict(sorted(totals.tally.kinds.items())),
+            psnr_db=totals.psnr_db(peak),
+            ssim=totals.ssim(),
+            worst_error=totals.tally.worst if totals.n_blocks else None,
+            lowest_chunk_db=totals.tally.worst_chunks[0][1] if totals.tally.worst_chunks else None,
+            peak=peak,
+            seconds=seconds,
+            mb_s=self.raw_bytes / 1e6 / seconds,
+            work_s={name: round(value, 3) for name, value in totals.seconds.items()},
+            engine=engine,
+            threads=threads,
+        )
+
+
+def _absolute(plan: Plan) -> Plan:
+    """The same plan with local places that workers find wherever they were started; no part of its hash."""
+    return dataclasses.replace(plan, source=_from_root(plan.source), destination=_from_root(plan.destination))
+
+
+def _from_root(location: str) -> str:
+    return location if "://" in location else str(Path(location).absolute())
+
+
+def _start(
+    plan: Plan,
+    engine: EngineName,
+    scheduler: str | None,
+    workers: int | None,
+    settings: block.Settings,
+    device: Device,
+) -> execute.Engine:
+    job, text = f"emcodec-{plan.digest[:12]}-{secrets.token_hex(4)}", json.dumps(plan.to_dict())
+    if engine == "serial":
+        block.bring(job, text, settings)
+        return execute.SerialEngine(
+            functools.partial(block.work, job), functools.partial(block.halt, job), functools.partial(block.forget, job)
+        )
+    if scheduler is not None:
+        return cluster.connected_engine(job, text, settings, scheduler=scheduler, on_gpus=device == "cuda")
+    gpus = cluster.visible_gpus() if device == "cuda" else ()
+    count = cluster.fitting_workers(workers, len(gpus), plan.memory.peak_bytes, plan.n_blocks)
+    return cluster.local_engine(job, text, settings, workers=count, gpus=gpus[:count])
+
+
+@contextmanager
+def _stop() -> Iterator[Callable[[], bool]]:
+    """Whether somebody has pressed Ctrl-C, or sent SIGTERM; the second time it is raised."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # signals are the main thread's business
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
