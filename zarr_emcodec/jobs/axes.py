@@ -80,6 +80,17 @@ class View:
         kept = sorted(self.axes)
         return values.transpose([kept.index(axis) for axis in self.axes])
 
+    def onto_stored(self, values: Chunk) -> Chunk:
+        """Inverse of `from_stored`.
+
+        Examples
+        --------
+        >>> view = view_of(("x", "y", "z", "channel"), (4, 3, 2, 1), drop=("c",))
+        >>> view.onto_stored(np.zeros((2, 3, 4))).shape
+        (4, 3, 2)
+        """
+        return values.transpose(np.argsort(self.axes))
+
 
 def view_of(
     names: Sequence[str] | None, shape: Shape, *, origin: Shape | None = None, drop: Sequence[str] = ()
