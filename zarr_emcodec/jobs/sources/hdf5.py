@@ -49,6 +49,8 @@ def open_hdf5(location: str, file: Opened, name: str) -> Source:
     handle = file.for_library()
     try:
         root = h5py.File(handle, "r")
+    except PermissionError:
+        raise
     except OSError as error:
         file.close()
         raise SpecError(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from zarr_emcodec.errors import JobError, MissingExtraError, SpecError
 from zarr_emcodec.jobs.sources.opened import Opened
-from zarr_emcodec.jobs.sources.place import stat_mark
-from zarr_emcodec.jobs.sources.source import Source, reason
+from zarr_emcodec.jobs.sources.place import reason, stat_mark
+from zarr_emcodec.jobs.sources.source import Source
 
 if TYPE_CHECKING:
     from pathlib import Path

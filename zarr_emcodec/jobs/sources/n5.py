@@ -31,7 +31,7 @@ DOCUMENT = "attributes.json"
 _ARRAY_KEYS = ("dimensions", "blockSize", "dataType", "compression", "compressionType")
 _PLACE_KEYS = ("axes", "resolution", "units", "offset", "pixelResolution", "downsamplingFactors", "transform", "n5",
                "scales", "multiscales", "multiScale")  # fmt: skip
-_MOST_LEVELS = 32
+_AT_ONCE = 8  # levels asked for together; few volumes have more
 
 
 def open_n5(place: Place, missing: Missing) -> Source:
@@ -179,13 +179,9 @@ def _levels(
     of_group: dict[str, Any] = {}
     found: list[tuple[str, str, Mapping[str, Any]]] = [(name, place.location, attributes)]
     if group is not None and name.startswith("s") and name[1:].isdigit():
-        texts = group.get(DOCUMENT, *(f"s{i}/{DOCUMENT}" for i in range(_MOST_LEVELS)))
-        of_group = group.parsed(DOCUMENT, texts[0]) if texts[0] else {}
-        siblings: list[tuple[str, str, Mapping[str, Any]]] = []
-        for i, text in enumerate(texts[1:]):
-            if text is None:
-                break
-            siblings.append((f"s{i}", group.child(f"s{i}").location, group.parsed(f"s{i}/{DOCUMENT}", text)))
+        document = group.get(DOCUMENT)[0]
+        of_group = group.parsed(DOCUMENT, document) if document else {}
+        siblings = _siblings(group)
         if any(sibling[0] == name for sibling in siblings):
             found = siblings
     finest = found[0][2]
@@ -196,6 +192,19 @@ def _levels(
         rows.append((label, where, factors, _offset(stated, size, factors, view)))
     rest = {key: value for key, value in of_group.items() if key not in _PLACE_KEYS}
     return in_nm(view.names, size, rows, rest), [row[0] for row in rows].index(name)
+
+
+def _siblings(group: Place) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Name, location and attributes of s0, s1, ... as far as they go."""
+    found: list[tuple[str, str, Mapping[str, Any]]] = []
+    while True:
+        names = [f"s{len(found) + i}" for i in range(_AT_ONCE)]
+        texts = group.get(*(f"{name}/{DOCUMENT}" for name in names))
+        for name, text in zip(names, texts, strict=True):
+            attributes = {} if text is None else group.parsed(f"{name}/{DOCUMENT}", text)
+            if "dimensions" not in attributes:
+                return found
+            found.append((name, group.child(name).location, attributes))
 
 
 def _factors(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zarr_emcodec.jobs.grid import Box
     from zarr_emcodec.jobs.sources.place import Place
 
-_SAMPLED = 8
+_SAMPLED = 16
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,26 @@ class Objects:
 
     def marks(self) -> list[str]:
         """Marks of a few objects spread over the volume, always the same ones."""
-        cells = grid_shape(self.shape, self.unit)
-        steps = range(_SAMPLED)
-        # the diagonal: every axis is crossed, whatever its length
-        picked = {tuple((n - 1) * i // (_SAMPLED - 1) for n in cells) for i in steps}
-        return self.place.marks([self.key(index) for index in sorted(picked)])
+        return self.place.marks([self.key(index) for index in spread_over(grid_shape(self.shape, self.unit))])
+
+
+def spread_over(cells: Shape, count: int = _SAMPLED) -> list[Shape]:
+    """Grid indices that leave no large gap along any axis: first, last, and a Kronecker sequence between.
+
+    Examples
+    --------
+    >>> spread_over((2, 100), 4)
+    [(0, 0), (0, 6), (0, 63), (1, 99)]
+    """
+    n = len(cells)
+    root = 1.0
+    for _ in range(40):  # x**(n + 1) = x + 1: Roberts' generalised golden ratio, the best such sequence known
+        root = (1 + root) ** (1 / (n + 1))
+    inner = {
+        tuple(int((0.5 + i * root ** -(axis + 1)) % 1 * cell) for axis, cell in enumerate(cells))
+        for i in range(1, count - 1)
+    }
+    return sorted({(0,) * n, tuple(cell - 1 for cell in cells), *inner})
 
 
 def digest(*documents: Mapping[str, Any] | None) -> str:

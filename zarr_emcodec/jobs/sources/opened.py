@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zarr_emcodec.errors import JobError, MissingExtraError
-from zarr_emcodec.jobs.sources.place import info_mark, stat_mark
+from zarr_emcodec.jobs.sources.place import info_mark, reason, stat_mark
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ class Opened:
             try:
                 self._handle = system.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead")
             except Exception as error:  # file systems raise whatever their transport does
-                raise JobError(f"{self.location}: cannot be opened: {error or type(error).__name__}") from error
+                raise JobError(f"{self.location}: cannot be opened: {reason(error)}") from error
         return self._handle
 
     def mark(self) -> str:

@@ -11,8 +11,8 @@ from zarr_emcodec.errors import EmCodecError, JobError, SpecError
 from zarr_emcodec.jobs.sources import hdf5, n5, npy, precomputed, zarrs
 from zarr_emcodec.jobs.sources.images import TIFF_SUFFIXES, open_tiff, open_tiff_folder
 from zarr_emcodec.jobs.sources.opened import Opened
-from zarr_emcodec.jobs.sources.place import Place
-from zarr_emcodec.jobs.sources.source import Missing, Source, reason
+from zarr_emcodec.jobs.sources.place import Place, reason
+from zarr_emcodec.jobs.sources.source import Missing, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,20 +86,19 @@ def open_source(
     except SpecError:
         source.close()
         raise
-    again = (_reopen, (_again(path), trust_embedded, storage_options, missing))
-    return replace(source, missing_is=missing, reopen=again)
+    where = path if place.store is not None else f"{kind}://{place.location}" if kind else place.location
+    again = (_reopen, (where, trust_embedded, storage_options, missing))
+    stated = os.fspath(path) if isinstance(path, str | os.PathLike) else source.location
+    return replace(source, location=stated, missing_is=missing, reopen=again)
 
 
 def _reopen(path: Any, trust_embedded: bool, storage_options: Any, missing: Missing) -> Source:
     return open_source(path, trust_embedded=trust_embedded, storage_options=storage_options, missing=missing)
 
 
-def _again(path: Any) -> Any:
-    """The path as another process takes it, whatever folder it works in."""
-    if not isinstance(path, str | os.PathLike):
-        return path
-    text = os.fspath(path)
-    return text if "://" in text else str(Path(text).absolute())
+def _absolute(location: str) -> str:
+    """A local path that stays the same when the process, or another one, works in another folder."""
+    return location if "://" in location else str(Path(location).absolute())
 
 
 _SCHEMES = {"zarr": "zarr", "zarr2": "zarr", "zarr3": "zarr", "n5": "n5", "precomputed": "precomputed"}
@@ -114,7 +113,7 @@ def _place(path: Any, options: Mapping[str, Any] | None) -> tuple[Place, str]:
     kind = _SCHEMES.get(scheme, "") if rest else ""
     if kind:
         location = rest
-    location = location.removeprefix("file://")
+    location = _absolute(location.removeprefix("file://"))
     return Place(location, options if "://" in location else None), kind
 
 

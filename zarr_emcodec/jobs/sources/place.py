@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,7 +76,7 @@ class Place:
         except EmCodecError:
             raise
         except Exception as error:  # stores raise whatever their transport does
-            raise JobError(f"{self.location}: cannot be reached: {error or type(error).__name__}") from error
+            raise JobError(f"{self.location}: cannot be reached: {reason(error)}") from error
 
     def _open_store(self) -> Store:
         from zarr.storage import FsspecStore, LocalStore, ZipStore
@@ -211,7 +212,7 @@ class Place:
         except EmCodecError:
             raise
         except Exception as error:  # stores raise whatever their transport does
-            raise JobError(f"{self.location}: cannot be read: {error or type(error).__name__}") from error
+            raise JobError(f"{self.location}: cannot be read: {reason(error)}") from error
 
 
 def stat_mark(path: str | os.PathLike[str]) -> str:
@@ -229,3 +230,17 @@ def info_mark(info: Mapping[str, Any]) -> str:
         if info.get(name):
             return f"{info.get('size')} {info[name]}"
     return str(info.get("size"))
+
+
+def reason(error: BaseException) -> str:
+    """The first line of a library's message, without the dumps of settings that some append.
+
+    Examples
+    --------
+    >>> reason(ValueError("no such block [tensorstore_spec='...']\\nmore"))
+    'no such block'
+    """
+    text = re.split(r" \[(?:tensorstore_spec|source locations)=", str(error).split("\n", 1)[0])[0].strip()
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        return reason(error.__cause__)  # fsspec says "not found" of whatever a web server answers
+    return text or type(error).__name__

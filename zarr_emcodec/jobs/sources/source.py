@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeAlias
 
@@ -14,6 +13,7 @@ import numpy as np
 from zarr_emcodec.errors import JobError, ModelError
 from zarr_emcodec.jobs import axes
 from zarr_emcodec.jobs.scales import Multiscale, in_nm, spatial
+from zarr_emcodec.jobs.sources.place import reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -228,16 +228,3 @@ class Source:
 
 def _words(box: Box) -> str:
     return ", ".join(f"{part.start}:{part.stop}" for part in box)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of a library's message, without the dumps of settings that some append.
-
-    Examples
-    --------
-    >>> reason(ValueError("no such block [tensorstore_spec='...']\\nmore"))
-    'no such block'
-    """
-    lines = str(error).split("\n", 1)
-    text = re.split(r" \[(?:tensorstore_spec|source locations)=", lines[0])[0].strip()
-    return text or type(error).__name__

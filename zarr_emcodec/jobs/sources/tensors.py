@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zarr_emcodec.errors import JobError, MissingExtraError, SpecError
-from zarr_emcodec.jobs.sources.source import reason
+from zarr_emcodec.jobs.sources.place import reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
