@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zarr_emcodec.cli import compress, decompress, demo, info, models, roi, verify
+from zarr_emcodec.cli import compress, decompress, demo, info, models, plan, roi, verify
 from zarr_emcodec.errors import EmCodecError, VerifyError
 
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 app.command()(compress.compress)
 app.command()(decompress.decompress)
 app.command()(info.info)
+app.command()(plan.plan)
 app.command()(verify.verify)
 app.add_typer(roi.roi, name="roi")
 app.command()(models.models)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SAMPLE_BYTES = 1 << 22
 """Raw bytes of a block that are coded on trial, in whole chunks: blocks differ more than the chunks of one do."""
-METADATA_BYTES = 2500
+METADATA_BYTES = 1300
 """Of an array's own documents, about."""
 EMPTY = -1
 """Kind of the blocks that hold no tissue; those of others are their codec's index."""
