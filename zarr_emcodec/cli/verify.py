@@ -38,6 +38,9 @@ def verify(
     trust_embedded: Annotated[
         bool, typer.Option("--trust-embedded", help="Use the model inside the array, though it is not known here.")
     ] = False,
+    trust_plan: Annotated[
+        bool, typer.Option("--trust-plan", help="Run the functions by which the array's plan tells its regions.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference call; 1 if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:  # fmt: skip
@@ -57,6 +60,7 @@ def verify(
             sample=_sample(sample),
             only_sampled=only_sampled,
             trust_embedded=trust_embedded,
+            trust_plan=trust_plan,
             report=report,
             progress=progress,
         )

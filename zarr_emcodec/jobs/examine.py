@@ -17,8 +17,8 @@ from zarr_emcodec.jobs import compare, grid
 from zarr_emcodec.jobs.census import Census, take_census
 from zarr_emcodec.jobs.compress import ATTRIBUTE
 from zarr_emcodec.jobs.frames import Layout, layout_of
-from zarr_emcodec.jobs.measure import Guard
 from zarr_emcodec.jobs.ome import pick_array
+from zarr_emcodec.jobs.promised import ByMetadata, Promised
 from zarr_emcodec.jobs.tally import Tally
 
 if TYPE_CHECKING:
@@ -70,9 +70,16 @@ class Examination:
     """One run over an array; what it finds is in `tally`."""
 
     def __init__(
-        self, array: zarr.Array[Any], layout: Layout, volume: Source | None, progress: compare.Progress | None
+        self,
+        array: zarr.Array[Any],
+        layout: Layout,
+        volume: Source | None,
+        progress: compare.Progress | None,
+        *,
+        promised: Promised | None = None,
     ) -> None:
         self.array, self.layout, self.volume = array, layout, volume
+        self.promised = promised or ByMetadata(layout)
         self.tally = Tally()
         self._progress, self._done, self._total = progress, 0, 0
         self._itemsize = np.dtype(array.dtype).itemsize
@@ -82,11 +89,11 @@ class Examination:
         raw = math.prod(self.layout.shape) * self._itemsize
         if sample is None:
             self._total = raw
-            guard = None if self.volume is None else self._guard(self._boxes)
+            peak = None if self.volume is None else _peak(self.volume, self.array, self.layout, self._boxes)
             for box in self._boxes():
                 census = self._check(box)
-                if guard is not None:
-                    self._compare(box, guard, census)
+                if peak is not None:
+                    self._compare(box, peak, census)
                 self._tick(box)
             return
         drawn = self._drawn(sample)
@@ -96,11 +103,12 @@ class Examination:
             for box in self._boxes():
                 self._check(box)
                 self._tick(box)
-        guard = self._guard(lambda: iter(chosen))
+        assert self.volume is not None
+        peak = _peak(self.volume, self.array, self.layout, lambda: iter(chosen))
         for index, boxes in drawn.items():
             census = self._check(grid.box_of(index, self._object, self.layout.shape), count=only_sampled)
             for box in boxes:
-                self._compare(box, guard, census)
+                self._compare(box, peak, census)
                 self._tick(box)
 
     @property
@@ -109,6 +117,8 @@ class Examination:
         return self.layout.shards or self.layout.chunks
 
     def _boxes(self) -> Iterator[grid.Box]:
+        if self.promised.by_block:
+            return grid.boxes(self.layout.shape, self._object)
         return grid.boxes(self.layout.shape, grid.grow(self._object, self.layout.shape, self._itemsize))
 
     def _drawn(self, sample: int | float) -> dict[Shape, list[grid.Box]]:
@@ -133,9 +143,10 @@ class Examination:
             self.tally.add_census(census)
         return census
 
-    def _compare(self, box: grid.Box, guard: Guard, census: Census | None) -> None:
+    def _compare(self, box: grid.Box, peak: float, census: Census | None) -> None:
         damaged = {index for index, _ in census.damaged} if census else set()
         absent = census.absent if census else ()
+        guard = self.promised.guard(box, peak)
         for part, original in self._read(box):
             self._miss(part, original, absent)
             scales = census.scales if census else None
@@ -161,7 +172,7 @@ class Examination:
         """The source's voxels of a box, or of those of its chunks that it can give."""
         assert self.volume is not None
         try:
-            yield box, self.volume.read(box)
+            yield box, self.promised.voxels(box, self.volume.read(box))
             return
         except JobError:
             pass  # found again below, chunk by chunk
@@ -172,12 +183,7 @@ class Examination:
             except JobError as error:
                 self.tally.find("source", index, str(error))
                 continue
-            yield part, original
-
-    def _guard(self, boxes: Callable[[], Iterator[grid.Box]]) -> Guard:
-        assert self.volume is not None
-        config = self.layout.config if self.layout.is_ours else {}
-        return Guard.of(config, self.layout.chunks, _peak(self.volume, self.array, self.layout, boxes))
+            yield part, self.promised.voxels(part, original)
 
     def _tick(self, box: grid.Box) -> None:
         self._done += grid.voxels(box) * self._itemsize

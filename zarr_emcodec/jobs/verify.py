@@ -21,6 +21,7 @@ from zarr_emcodec.jobs import compare
 from zarr_emcodec.jobs.examine import Examination, Sample, find_array, open_written
 from zarr_emcodec.jobs.frames import layout_of
 from zarr_emcodec.jobs.measure import BlockMeasure, Guard, compare_block
+from zarr_emcodec.jobs.promised import promised_of
 from zarr_emcodec.jobs.report import Record
 from zarr_emcodec.jobs.report_page import worst_pictures, write_page
 from zarr_emcodec.jobs.sources import Source, open_source
@@ -133,6 +134,7 @@ def examine(
     sample: Sample = None,
     only_sampled: bool = False,
     trust_embedded: bool = False,
+    trust_plan: bool = False,
     report: str | os.PathLike[str] | None = None,
     progress: compare.Progress | None = None,
 ) -> VerifyReport:
@@ -150,6 +152,8 @@ def examine(
         Check the frames of the sampled chunks alone; otherwise those of all chunks, which reads the whole array.
     trust_embedded : bool
         Decode with a model that travels with the array although its digest is not known here.
+    trust_plan : bool
+        Import the functions by which the plan that the array was written by tells its regions, where it does.
     report : path, optional
         Write it to a file as well: ``.html``, with pictures of the worst chunks, or ``.json``.
     progress : callable, optional
@@ -182,11 +186,12 @@ def examine(
     else:
         with open_source(source) as volume:
             _check_same(volume, opened)
-            examination = Examination(opened, layout, volume, progress)
+            promised = promised_of(opened, layout, trust_plan=trust_plan)
+            examination = Examination(opened, layout, volume, progress, promised=promised)
             examination.run(sample, only_sampled)
             found = _record(where, os.fspath(source), examination, started)
             wanted = report is not None and not str(report).lower().endswith(".json")
-            pictures = worst_pictures(volume, opened, examination.tally) if wanted else []
+            pictures = worst_pictures(volume, opened, examination.tally, expected=promised.voxels) if wanted else []
     if report is not None:
         _write(report, found, examination.tally, pictures)
     return found
