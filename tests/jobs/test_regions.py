@@ -145,6 +145,14 @@ def test_masks_come_from_files(kind: str, tmp_path: Path) -> None:
     assert identity(moved) == identity(described)
 
 
+def test_a_mask_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(np.ones((2, 8, 8), bool), "npy", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    described = describe_area("mask.npy", SHAPE)
+    monkeypatch.chdir("/")
+    assert open_area(described, SHAPE).touches(np.s_[0:1, 0:1, 0:1])
+
+
 def test_a_mask_that_changes_is_noticed(tmp_path: Path) -> None:
     cells = np.zeros((2, 8, 8), bool)
     described = describe_area(save(cells, "npy", tmp_path), SHAPE)

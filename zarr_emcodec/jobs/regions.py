@@ -143,6 +143,8 @@ def describe_area(where: Where, shape: Shape) -> dict[str, Any]:
         location = os.fspath(where)
         cells = _read_mask(location)
         _scale(cells.shape, shape, location)
+        if "://" not in location:
+            location = str(Path(location).absolute())  # workers may have been started elsewhere
         return {"kind": "mask", "location": location, "cells": list(cells.shape), "sha256": _digest_of_mask(cells)}
     return {"kind": "boxes", "boxes": [_box(box, shape) for box in _several(where)]}
 
