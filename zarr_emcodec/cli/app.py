@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zarr_emcodec.cli import compress, decompress, demo, info, models, plan, roi, verify
+from zarr_emcodec.cli import compress, decompress, demo, info, models, plan, roi, transcode, verify
 from zarr_emcodec.errors import EmCodecError, VerifyError
 
 
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.command()(compress.compress)
 app.command()(decompress.decompress)
+app.command()(transcode.transcode)
 app.command()(info.info)
 app.command()(plan.plan)
 app.command()(verify.verify)
