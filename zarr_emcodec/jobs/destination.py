@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zarr_emcodec.jobs.store import Place
     from zarr_emcodec.jobs.totals import Totals
 
+_OURS = ".emcodec"
 _DOCUMENTS = {2: (".zarray", ".zattrs"), 3: ("zarr.json",)}
 
 
@@ -48,7 +49,7 @@ def claim(plan: Plan, *, overwrite: bool) -> Place:
         if local:
             check_replaceable(path)
         store.clear(place)
-    elif read_plan(place) is None and not store.is_empty(place):
+    elif read_plan(place) is None and not store.holds_only(place, (_OURS,)):  # it may have died before its first word
         raise JobError(
             f"{plan.destination}: exists already, and no recompression was begun there. Choose another name, or pass "
             "overwrite=True (--overwrite)."
@@ -67,10 +68,25 @@ def create(plan: Plan, place: Place, *, embed_model: bool) -> None:
         If the codec does not take such an array.
     """
     from zarr_emcodec.adapters import arrays
+
+    if store.get(place, _DOCUMENTS[plan.zarr_format][0]) is None:
+        _create(plan, place)
+    if not embed_model:
+        return
+    import zarr
+
+    array = zarr.open_array(place.store, path=place.path, mode="r+")
+    try:
+        for model in plan.models:  # again in every run: the last one may have died in the middle
+            arrays.embed(array, model["digest"])
+    except OSError as error:
+        raise store.refusal(place, _OURS, "write", error) from error
+
+
+def _create(plan: Plan, place: Place) -> None:
+    from zarr_emcodec.adapters import arrays
     from zarr_emcodec.jobs.sources import open_source
 
-    if store.get(place, _DOCUMENTS[plan.zarr_format][0]) is not None:
-        return
     names = names_of(len(plan.shape))
     named: dict[str, Any] = {"dimension_names": names} if plan.zarr_format == 3 else {}
     with open_source(plan.source) as volume:
@@ -78,7 +94,7 @@ def create(plan: Plan, place: Place, *, embed_model: bool) -> None:
     if plan.zarr_format == 2:
         attributes.setdefault("_ARRAY_DIMENSIONS", list(names))
     try:
-        array = arrays.create_array(
+        arrays.create_array(
             place,
             shape=plan.shape,
             dtype=plan.dtype,
@@ -90,11 +106,8 @@ def create(plan: Plan, place: Place, *, embed_model: bool) -> None:
             attributes=attributes,
             **named,
         )
-        if embed_model:
-            for model in plan.models:
-                arrays.embed(array, model["digest"])
     except OSError as error:
-        raise JobError(f"{plan.destination}: cannot be created: {error}") from error
+        raise store.refusal(place, "", "create", error) from error
 
 
 def sign(plan: Plan, place: Place, totals: Totals, *, complete: bool) -> None:
@@ -112,18 +125,23 @@ def sign(plan: Plan, place: Place, totals: Totals, *, complete: bool) -> None:
     if len(plan.models) > 1:
         facts["models"] = plan.models
     if totals.n_blocks:
-        facts |= {"source_range": (totals.low, totals.high), "psnr_db": totals.psnr_db(peak), "peak": peak}
-        facts |= {"ssim": totals.ssim(), "worst_error": totals.tally.worst}
+        # sums depend on the order in which blocks came, in their last digits: the same job signs alike
+        facts |= {"source_range": (totals.low, totals.high), "psnr_db": _rounded(totals.psnr_db(peak)), "peak": peak}
+        facts |= {"ssim": _rounded(totals.ssim()), "worst_error": totals.tally.worst}
     try:
         array = zarr.open_array(place.store, path=place.path, mode="r+")
         earlier = array.attrs.get(ATTRIBUTE)
         array.attrs[ATTRIBUTE] = plain({**(earlier if isinstance(earlier, Mapping) else {}), **facts})
     except Exception as error:  # stores raise whatever their transport does
-        raise JobError(f"{plan.destination}: its attributes cannot be written: {error}") from error
+        raise store.refusal(place, "attributes", "write", error) from error
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def other_bytes(plan: Plan, place: Place) -> int:
     """Stored bytes that are no voxels: metadata, embedded models. Not the ledger, which may be removed."""
     documents = (store.get(place, name) for name in _DOCUMENTS[plan.zarr_format])
-    models = (store.size_below(place, f".emcodec/{model['digest'].removeprefix('sha256:')}") for model in plan.models)
+    models = (store.size_below(place, f"{_OURS}/{model['digest'].removeprefix('sha256:')}") for model in plan.models)
     return sum(len(data) for data in documents if data is not None) + sum(models)

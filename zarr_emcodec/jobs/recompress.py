@@ -231,8 +231,8 @@ def recompress(
             ledger.flush()
             if ledger.run:
                 store.sweep(place, before=began_at)
+            destination.sign(made, place, ledger.totals, complete=ledger.n_done == ledger.n_blocks)
             report = run.report(place, engine, n_threads, time.perf_counter() - began)
-            destination.sign(made, place, ledger.totals, complete=report.ok)
             journal.tell("ended", **{k: v for k, v in report.to_dict().items() if k != "failed"})
     return report
 

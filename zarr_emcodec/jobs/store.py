@@ -64,7 +64,7 @@ def get(place: Place, key: str) -> bytes | None:
         # zarr's own loop: remote stores hold connections that belong to it
         data = sync((place / key).get(default_buffer_prototype()))
     except Exception as error:
-        raise _told(place, key, "read", error) from error
+        raise refusal(place, key, "read", error) from error
     return None if data is None else data.to_bytes()
 
 
@@ -82,7 +82,7 @@ def put(place: Place, key: str, data: bytes) -> None:
     try:
         sync((place / key).set(default_buffer_prototype().buffer.from_bytes(data)))
     except Exception as error:
-        raise _told(place, key, "write", error) from error
+        raise refusal(place, key, "write", error) from error
 
 
 def delete(place: Place, key: str) -> None:
@@ -100,7 +100,7 @@ def delete(place: Place, key: str) -> None:
     except FileNotFoundError:
         return
     except Exception as error:
-        raise _told(place, key, "remove", error) from error
+        raise refusal(place, key, "remove", error) from error
 
 
 def clear(place: Place) -> None:
@@ -118,11 +118,11 @@ def clear(place: Place) -> None:
     except FileNotFoundError:
         return
     except Exception as error:
-        raise _told(place, "", "remove", error) from error
+        raise refusal(place, "", "remove", error) from error
 
 
-def is_empty(place: Place) -> bool:
-    """Whether nothing is stored below a place.
+def holds_only(place: Place, names: tuple[str, ...]) -> bool:
+    """Whether nothing lies directly below a place but what has one of these names.
 
     Raises
     ------
@@ -131,15 +131,20 @@ def is_empty(place: Place) -> bool:
     """
     from zarr.core.sync import sync
 
-    if is_local(place):
-        folder = folder_of(place)
-        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    async def look() -> bool:
+        async for name in place.store.list_dir(place.path):
+            if name.rstrip("/") not in names:
+                return False
+        return True
+
+    if is_local(place) and not folder_of(place).is_dir():
+        return not os.path.lexists(folder_of(place))
     try:
-        return bool(sync(place.store.is_empty(place.path)))
+        return bool(sync(look()))
     except FileNotFoundError:
         return True
     except Exception as error:
-        raise _told(place, "", "read", error) from error
+        raise refusal(place, "", "read", error) from error
 
 
 def size_below(place: Place, prefix: str) -> int:
@@ -157,7 +162,7 @@ def size_below(place: Place, prefix: str) -> int:
     except FileNotFoundError:
         return 0
     except Exception as error:
-        raise _told(place, prefix, "read", error) from error
+        raise refusal(place, prefix, "read", error) from error
 
 
 def folder_of(place: Place) -> Path:
@@ -200,7 +205,18 @@ def error_number(error: BaseException) -> int | None:
     return None
 
 
-def _told(place: Any, key: str, verb: str, error: Exception) -> JobError:
+def refusal(place: Any, key: str, verb: str, error: Exception) -> JobError:
+    """A store's error in our words, to be raised from it.
+
+    Parameters
+    ----------
+    place : Place
+    key : str
+        Of the object, or empty.
+    verb : str
+        What was to be done with it.
+    error : Exception
+    """
     where = f"{place}/{key}" if key else str(place)
     number = error_number(error)
     if number in FULL:
