@@ -19,7 +19,7 @@ from zarr_emcodec.jobs.demo import SAMPLE
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMMANDS = ("compress", "decompress", "info", "verify", "models", "demo")
+COMMANDS = ("compress", "decompress", "transcode", "info", "verify", "models", "demo")
 
 
 def run(*words: object, status: int = 0) -> Any:

@@ -22,7 +22,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore
 
-from zarr_emcodec.adapters import arrays, zarr3
+from zarr_emcodec.adapters import arrays
 from zarr_emcodec.adapters.layout import fit_chunks
 from zarr_emcodec.adapters.n5_format import (
     DOCUMENT,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
     from zarr_emcodec._types import Shape
-    from zarr_emcodec.adapters import numcodecs
 
 
 class N5Store(Store):
@@ -66,7 +65,7 @@ class N5Store(Store):
     def __init__(self, store: Store, path: str = "") -> None:
         super().__init__(read_only=store.read_only)
         self._base, self._path = store, path.strip("/")
-        self._chunks: tuple[Shape, VAESpec] | None = None
+        self._chunks: tuple[Shape, Any] | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, N5Store) and (self._base, self._path) == (other._base, other._path)
@@ -118,8 +117,8 @@ class N5Store(Store):
             document = metadata_from(data.to_bytes(), where=str(self))
             whole = None if document is None else json.dumps(document).encode()
         else:
-            chunks, spec = await self._layout()
-            whole = await asyncio.to_thread(frame_of, data.to_bytes(), chunks, spec, self._place(key))
+            chunks, background = await self._layout()
+            whole = await asyncio.to_thread(frame_of, data.to_bytes(), chunks, background, self._place(key))
         return None if whole is None else prototype.buffer.from_bytes(_part(whole, byte_range))
 
     async def get_partial_values(
@@ -181,15 +180,15 @@ class N5Store(Store):
         key = n5_key(key)
         return f"{self._path}/{key}" if self._path else key
 
-    async def _layout(self) -> tuple[Shape, VAESpec]:
-        """Chunk shape and codec of the dataset, read once."""
+    async def _layout(self) -> tuple[Shape, Any]:
+        """Chunk shape of the dataset and its codec's background, read once."""
         if self._chunks is None:
             data = await self._base.get(self._place("zarr.json"), default_buffer_prototype())
             document = None if data is None else metadata_from(data.to_bytes(), where=str(self))
             if document is None:
                 raise JobError(f"{self}: blocks without the {DOCUMENT} of a dataset cannot be told.")
-            spec = VAESpec.from_config(document["codecs"][0]["configuration"], codec="emcodec_vae")
-            self._chunks = tuple(document["chunk_grid"]["configuration"]["chunk_shape"]), spec
+            chunks = tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
+            self._chunks = chunks, document["codecs"][0]["configuration"].get("background", "auto")
         return self._chunks
 
     async def _sign_root(self, like: Buffer) -> None:
@@ -251,7 +250,7 @@ def create(
     dtype: DTypeLike | None = None,
     chunks: tuple[int, ...] | None = None,
     ratio: float | None = None,
-    codec: numcodecs.VAECodec | zarr3.VAECodec | VAESpec | None = None,
+    codec: Any = None,
     attributes: dict[str, Any] | None = None,
     embed_model: bool = False,
     overwrite: bool = False,
@@ -264,7 +263,7 @@ def create(
     location, path, storage_options
         As in `open`.
     data, shape, dtype, chunks, ratio, codec, embed_model
-        As in `zarr_emcodec.create_array`; axes and chunks are (z, y, x).
+        As in `zarr_emcodec.create_array`, the codec as an object; axes and chunks are (z, y, x).
     attributes : dict, optional
         Go into the dataset's ``attributes.json`` as they are: what N5 counts from x on (``resolution``, ``offset``,
         ``units``, ``axes``) is given in that order.
@@ -282,7 +281,7 @@ def create(
     """
     if codec is not None and ratio is not None:
         raise SpecError("pass ratio= or codec=, not both.", name="ratio", value=ratio)
-    spec = codec if isinstance(codec, VAESpec) else codec.spec if codec is not None else VAESpec(ratio=ratio)
+    spec = VAESpec(ratio=ratio) if codec is None else getattr(codec, "spec", codec)
     if data is not None:
         data = data if hasattr(data, "dtype") else np.asarray(data)
     extent = shape if data is None else data.shape
@@ -306,9 +305,9 @@ def create(
     return array
 
 
-def _with_headers(spec: VAESpec, shape: Shape, chunks: Shape, itemsize: int) -> VAESpec:
+def _with_headers(spec: Any, shape: Shape, chunks: Shape, itemsize: int) -> Any:
     """The spec whose frames leave room for the blocks' headers."""
-    if spec.ratio is None or spec.mode == "nominal" or 0 in shape or len(shape) != len(chunks):
+    if spec.ratio is None or getattr(spec, "mode", "") == "nominal" or 0 in shape or len(shape) != len(chunks):
         return spec
     raw = math.prod(shape) * itemsize
     headers = len(header(chunks)) * math.prod(-(-n // edge) for n, edge in zip(shape, chunks, strict=True))

@@ -6,11 +6,10 @@ Zarr's document has them as everywhere here, (z, y, x).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import struct
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +28,7 @@ DOCUMENT = "attributes.json"
 _RESERVED = ("dimensions", "blockSize", "dataType", "compression", "n5")
 _BLOCK = re.compile(r"c((?:/\d+)+)")
 _NAMES = re.compile(r"\d+(?:/\d+)*")
+_NO_MODEL = f"sha256:{'0' * 64}"  # lossless frames need none
 _DEFAULT_MODE, _VARYING_MODE = 0, 1
 
 
@@ -147,8 +147,18 @@ def header(chunks: Shape) -> bytes:
     return struct.pack(f">HH{len(chunks)}I", _DEFAULT_MODE, len(chunks), *reversed(chunks))
 
 
-def frame_of(block: bytes, chunks: Shape, spec: VAESpec, where: str) -> bytes:
+def frame_of(block: bytes, chunks: Shape, background: float | Literal["auto"] | None, where: str) -> bytes:
     """The frame of a block, of the chunks' shape.
+
+    Parameters
+    ----------
+    block : bytes
+        As stored, header and all.
+    chunks : tuple of int, voxels
+    background : float, "auto" or None
+        Of the dataset's codec: what may stand beside tissue although it is no number.
+    where : str
+        For messages.
 
     Raises
     ------
@@ -172,5 +182,5 @@ def frame_of(block: bytes, chunks: Shape, spec: VAESpec, where: str) -> bytes:
     if cut.shape != shape:
         raise FrameError(f"{where}: its frame holds {cut.shape}, its header says {shape}.", field="shape")
     full = np.pad(cut, [(0, edge - n) for n, edge in zip(shape, chunks, strict=True)], mode="edge")
-    exact = dataclasses.replace(spec, ratio=None, min_psnr=None, max_error=0.0, mode="entropy")
+    exact = VAESpec(max_error=0, background=background, model="none", digest=_NO_MODEL)
     return codecs.encode_many(exact, [full])[0]
