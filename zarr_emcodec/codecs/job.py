@@ -25,7 +25,7 @@ from zarr_emcodec.runtime import Model, Options
 DTYPES = ("uint8", "uint16", "int16", "float32")
 LOSSLESS_FROM = 0.2
 """Share of the raw size from which a lossless frame may well be smaller."""
-_LEAST_BUDGET = 64  # bytes: below it a frame's header leaves no room for latents, so no ratio is promised
+LEAST_BUDGET = 64  # bytes: below it a frame's header leaves no room for latents, so no ratio is promised
 _GREY_PEAK = transform.GREY_PEAK
 
 S = TypeVar("S", bound=Spec)
@@ -72,7 +72,7 @@ class ChunkJob(Generic[S]):
         """Bytes that the frame may have: the tissue's share, so that padding buys nothing; no bound without a ratio."""
         if self.spec.ratio is None:
             return float("inf")
-        return max(self.tissue_of(self.native).nbytes / self.spec.ratio, _LEAST_BUDGET)
+        return max(self.tissue_of(self.native).nbytes / self.spec.ratio, LEAST_BUDGET)
 
     def tissue_of(self, chunk: Chunk) -> Chunk:
         """What a promise is about: all voxels but the background's."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "vae": "zarr_emcodec.codecs.vae_chain",
+    "vqvae": "zarr_emcodec.codecs.vqvae_chain",
 }
 CODECS = tuple(_HOME)
 """Names of all kinds."""

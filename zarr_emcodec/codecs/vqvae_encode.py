@@ -1,0 +1,247 @@
+"""The token codec's part of encoding: images to tokens of one level or two, to sections.
+
+    grey levels -> image -> top tokens -> (top's image ->) bottom tokens -> sections -> frame
+
+Tokens have a fixed rate. A frame that entropy coding leaves above its budget is coded again with a price on its bits;
+a guard that the top misses is kept by the bottom tokens, or by a lossless frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zarr_emcodec import transform
+from zarr_emcodec._types import Shape
+from zarr_emcodec.codecs.job import LEAST_BUDGET, LOSSLESS_FROM, ChunkJob
+from zarr_emcodec.codecs.token_coding import LevelCoder
+from zarr_emcodec.codecs.token_frames import (
+    BLOCK,
+    Mask,
+    Setting,
+    Storage,
+    choose_blocks,
+    pack_side,
+    stored_tokens,
+    summed,
+)
+from zarr_emcodec.codecs.token_search import refine
+from zarr_emcodec.codecs.tokens import Contrast, Image, TokenModel, Tokens, token_model_of
+from zarr_emcodec.codecs.vqvae import VQVAESpec
+from zarr_emcodec.errors import SpecError
+from zarr_emcodec.frame import Tier
+from zarr_emcodec.runtime import Options
+
+S = TypeVar("S", bound=np.generic)
+_PRICED = 32  # codes that are weighed against their bits
+_FIRST_PRICE = 0.01  # squared deviations a bit, for each voxel of a token: below it hardly a token changes
+_PRICE_STEP = 3.0
+_TRIES = 9  # the last costs a squared deviation and more for each voxel: nothing is left to squeeze out
+
+
+@dataclass(eq=False)
+class VQJob(ChunkJob[VQVAESpec]):
+    """A chunk with its image, and what is to be stored of it.
+
+    Attributes
+    ----------
+    region : ndarray of bool or None
+        Of the chunk's shape: where bottom tokens are stored whatever the spec says.
+    keep : float
+        Share of bottom tokens to store where there is no region.
+    kept : float
+        Share that is stored.
+    """
+
+    region: NDArray[np.bool_] | None = None
+    keep: float = field(init=False, default=0.0)
+    kept: float = field(init=False, default=0.0)
+    contrast: Contrast = field(init=False)
+    image: Image = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.region is not None:
+            self.region = np.asarray(self.region)
+            if self.region.shape != self.chunk.shape or self.region.dtype != np.bool_:
+                raise SpecError(
+                    f"roi: {self.region.dtype} {self.region.shape} for a chunk of shape {self.chunk.shape}, needs a "
+                    "bool for each voxel.",
+                    name="roi",
+                    value=self.region.shape,
+                )
+        super().__post_init__()
+
+    def prepare(self, model: TokenModel) -> None:
+        """Measure the contrast and make the image."""
+        if self.region is not None and model.card.refine is None:
+            raise SpecError(
+                f"roi: model '{model.model.card.id}' has one level of tokens, so no region can have more.", name="roi"
+            )
+        self.keep = self.spec.keep or 0.0
+        ndim = len(model.card.stride)
+        grey = transform.to_grey(self.inner, self.window)
+        tissue = self.background.tissue if self.background is not None else None
+        self.contrast = Contrast.of_tissue(grey if tissue is None else grey[tissue])
+        image = self.contrast.to_image(transform.sections_of(grey, ndim))
+        self.image = transform.pad_to_stride(image, model.card.cell)
+
+    def keep_all(self) -> None:
+        """Store all bottom tokens."""
+        self.region, self.keep = None, 1.0
+
+    def blocks(self, model: TokenModel, decoded: Image) -> Mask:
+        """Which blocks of bottom tokens to store, (n, \\*n_blocks), given what the top decodes to."""
+        grid = model.grid(self.image.shape[1:], "bottom")
+        fine = tuple(n // g for n, g in zip(self.image.shape[1:], grid, strict=True))  # voxels of a bottom token
+        edges = tuple(BLOCK * f for f in fine)
+        if self.region is not None:
+            inner = self.region if self.background is None else self.region[self.background.box]
+            pieces = transform.sections_of(inner, len(grid))
+            grow = [(0, 0), *((0, n - m) for n, m in zip(self.image.shape[1:], pieces.shape[1:], strict=True))]
+            return summed(np.pad(pieces, grow).astype(np.float32), edges) > 0
+        missed = summed(np.square(self.image - decoded), edges)
+        tokens = summed(np.ones((1, *grid), np.float32), (BLOCK,) * len(grid)).astype(np.int64)
+        return choose_blocks(missed, np.broadcast_to(tokens, missed.shape), self.keep)
+
+    def over_budget(self, model: TokenModel) -> bool:
+        """Whether the frame is larger than the ratio allows."""
+        if self.kept == self.spec.keep:
+            return len(self.frame) > self.budget
+        # another share than the spec's: by the arithmetic of fixed fields, with the spec's room for metadata
+        ratio = (self.spec.ratio or 1.0) * model.card.ratio(self.kept) / model.card.ratio(self.spec.keep or 0.0)
+        return len(self.frame) > max(self.tissue_of(self.native).nbytes / ratio, LEAST_BUDGET)
+
+
+def encode(jobs: Sequence[VQJob], options: Options) -> None:
+    """Bring jobs of one spec to their frames; chunks of one padded shape share their inference calls."""
+    model = token_model_of(jobs[0].model)
+    groups: dict[Shape, list[VQJob]] = {}
+    for job in jobs:
+        job.prepare(model)
+        groups.setdefault(job.image.shape[1:], []).append(job)
+    for group in groups.values():
+        _settle(group, model, options)
+        if jobs[0].spec.guarded:
+            _settle_guard(group, model, options)
+        for job in group:
+            if job.spec.mode == "entropy" and len(job.frame) > LOSSLESS_FROM * job.native.nbytes:
+                job.take_smaller(job.lossless())
+
+
+def _settle(jobs: Sequence[VQJob], model: TokenModel, options: Options) -> None:
+    """Frames within their budget, at the lowest price on bits that gets there."""
+    spec = jobs[0].spec
+    price = model.card.price if spec.price is None else spec.price
+    coded = spec.mode == "entropy" and "top" in model.tables
+    left = list(jobs)
+    for _ in range(_TRIES):
+        _code(left, model, price if coded else 0.0, coded, options)
+        left = [job for job in left if coded and job.over_budget(model)]
+        if not left:
+            return
+        price = max(price * _PRICE_STEP, _FIRST_PRICE * math.prod(model.card.stride))
+
+
+def _settle_guard(jobs: Sequence[VQJob], model: TokenModel, options: Options) -> None:
+    """Store the bottom tokens of chunks that miss the guard, and losslessly those that miss it even so."""
+    left = [job for job in jobs if not job.keeps_guard(job.frame)]
+    if model.card.refine is not None:
+        again = [job for job in left if job.kept < 1]
+        for job in again:
+            job.keep_all()
+        if again:
+            _settle(again, model, options)
+        left = [job for job in left if job not in again or not job.keeps_guard(job.frame)]
+    for job in left:
+        job.frame = job.lossless()
+
+
+def _code(jobs: Sequence[VQJob], model: TokenModel, price: float, coded: bool, options: Options) -> None:
+    """Frames of jobs of one padded shape at a price."""
+    spec = jobs[0].spec
+    image = _joined([job.image for job in jobs])
+    counts = [len(job.image) for job in jobs]
+    near = model.nearest("top", image, None, _PRICED if price else 1 + spec.effort, options)
+    near = refine(model, near, image, spec.effort, options)
+    top = LevelCoder(model, "top", near, price, counts, np.ones(near.code[:, 0].shape, bool))
+    if coded:
+        top.choose(None, options)
+    tops = top.sections(options, coded=coded)
+    richer = [i for i, job in enumerate(jobs) if job.keep or job.region is not None]
+    bottoms = _bottoms(jobs, richer, model, top.tokens, price, coded, options) if richer else {}
+    for i, (job, (section, top_coded)) in enumerate(zip(jobs, tops, strict=True)):
+        blocks, bottom = bottoms.get(i, (None, None))
+        job.kept = 0.0 if bottom is None else bottom.kept
+        storage = _storage(blocks)
+        setting = Setting(storage, top_coded, bottom is not None and bottom.coded)
+        side = pack_side(job.contrast, blocks if storage is Storage.MAPPED else None)
+        sections = (side, section) if bottom is None else (side, section, bottom.section)
+        job.frame = job.pack_latents(sections, setting.to_byte(), _tier(job, model, storage))
+
+
+@dataclass(frozen=True)
+class _Bottom:
+    """The bottom section of one frame."""
+
+    section: bytes
+    coded: bool
+    kept: float
+
+
+def _bottoms(
+    jobs: Sequence[VQJob],
+    which: Sequence[int],
+    model: TokenModel,
+    top: Tokens,
+    price: float,
+    coded: bool,
+    options: Options,
+) -> dict[int, tuple[Mask, _Bottom | None]]:
+    """Blocks and bottom section of some of the jobs, by their number; no section where no block is chosen."""
+    ends = np.cumsum([len(job.image) for job in jobs])
+    spans = {i: slice(int(ends[i]) - len(jobs[i].image), int(ends[i])) for i in which}
+    decoded = {i: model.decode(top[spans[i]], options) for i in which}
+    blocks = {i: jobs[i].blocks(model, decoded[i]) for i in which}
+    out: dict[int, tuple[Mask, _Bottom | None]] = {i: (blocks[i], None) for i in which}
+    there = [i for i in which if blocks[i].any()]
+    if not there:
+        return out
+    image = _joined([jobs[i].image for i in there])
+    grid = model.grid(image.shape[1:], "bottom")
+    stored = _joined([stored_tokens(blocks[i], grid) for i in there])
+    near = model.nearest("bottom", image, _joined([decoded[i] for i in there]), _PRICED if price else 1, options)
+    level = LevelCoder(model, "bottom", near, price, [len(jobs[i].image) for i in there], stored)
+    coded = coded and "bottom" in model.tables
+    if coded:
+        level.choose(_joined([top[spans[i]] for i in there]), options)
+    for i, (section, is_coded), mask in zip(
+        there, level.sections(options, coded=coded), level.split(np.ones_like(stored), stored.reshape(-1)), strict=True
+    ):
+        out[i] = blocks[i], _Bottom(section, is_coded, float(mask.mean()))
+    return out
+
+
+def _joined(parts: Sequence[NDArray[S]]) -> NDArray[S]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _storage(blocks: Mask | None) -> Storage:
+    if blocks is None:
+        return Storage.TOP_ONLY
+    if blocks.all():
+        return Storage.ALL
+    return Storage.MAPPED if blocks.any() else Storage.NONE_CHOSEN
+
+
+def _tier(job: VQJob, model: TokenModel, storage: Storage) -> Tier:
+    """The tier that the frame states: the spec's, or the richest that is stored."""
+    if job.keep == 1.0 and job.spec.keep != 1.0:  # the guard asked for more
+        return Tier.FULL
+    if job.spec.tier is not None:
+        return Tier[job.spec.tier.upper()]
+    return Tier.TOP if model.card.refine is not None and storage is Storage.TOP_ONLY else Tier.FULL
