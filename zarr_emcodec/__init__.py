@@ -18,6 +18,8 @@ except PackageNotFoundError:  # a source tree that was never installed
 _HOME = {
     "VAECodec": "zarr_emcodec.adapters.numcodecs",
     "VAESpec": "zarr_emcodec.codecs.vae",
+    "VQVAECodec": "zarr_emcodec.adapters.numcodecs",
+    "VQVAESpec": "zarr_emcodec.codecs.vqvae",
     "create_array": "zarr_emcodec.adapters.arrays",
     "open": "zarr_emcodec.adapters.arrays",
     "options": "zarr_emcodec.runtime",
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from zarr_emcodec.adapters.arrays import create_array as create_array
     from zarr_emcodec.adapters.arrays import open as open  # noqa: A004  # the package's own, as in zarr
     from zarr_emcodec.adapters.numcodecs import VAECodec as VAECodec
+    from zarr_emcodec.adapters.numcodecs import VQVAECodec as VQVAECodec
     from zarr_emcodec.codecs.vae import VAESpec as VAESpec
+    from zarr_emcodec.codecs.vqvae import VQVAESpec as VQVAESpec
     from zarr_emcodec.errors import EmCodecError as EmCodecError
     from zarr_emcodec.frame import inspect as inspect
     from zarr_emcodec.quality import psnr as psnr

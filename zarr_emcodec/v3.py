@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from zarr_emcodec.adapters.zarr3 import VAECodec
+from zarr_emcodec.adapters.zarr3 import VAECodec, VQVAECodec
 
-__all__ = ["VAECodec"]
+__all__ = ["VAECodec", "VQVAECodec"]

@@ -19,10 +19,12 @@ from zarr.storage import MemoryStore, StorePath
 
 from zarr_emcodec._types import Chunk
 from zarr_emcodec.adapters import numcodecs, zarr3
-from zarr_emcodec.adapters.layout import fit_chunks, with_overhead
-from zarr_emcodec.codecs.vae import VAESpec
+from zarr_emcodec.adapters.layout import fit_chunks, fit_token_chunks, with_overhead
+from zarr_emcodec.adapters.tiers import SYNTHESISED, at_tier
+from zarr_emcodec.codecs import Spec, VAESpec, VQVAESpec
 from zarr_emcodec.errors import ModelError, SpecError
 from zarr_emcodec.runtime import find_model, register_embedded
+from zarr_emcodec.runtime.options import TierName
 
 EMBEDDED = ".emcodec"
 """Folder beside an array's metadata that holds the models which travel with it, one subfolder for each digest."""
@@ -40,7 +42,7 @@ def create_array(
     chunks: tuple[int, ...] | None = None,
     shards: tuple[int, ...] | None = None,
     ratio: float | None = None,
-    codec: numcodecs.VAECodec | zarr3.VAECodec | VAESpec | None = None,
+    codec: numcodecs.SpecCodec | zarr3.SpecSerializer | Spec | Literal["vae", "vqvae"] | None = None,
     zarr_format: Literal[2, 3] = 3,
     fill_value: Any = None,
     attributes: dict[str, Any] | None = None,
@@ -58,13 +60,14 @@ def create_array(
     shape, dtype
         Of the array, where there are no data.
     chunks : tuple of int, optional
-        About 16 x 512 x 512 (last three axes), fitted to the shape, when not given.
+        About 16 x 512 x 512 (last three axes), fitted to the shape, when not given; of tokens as many voxels also
+        where there are few planes.
     shards : tuple of int, optional
         Zarr v3 only; multiples of `chunks`.
     ratio : float, optional
-        Short for ``codec=VAECodec(ratio=ratio)``. Of the whole array: chunks are coded a little smaller, so that
-        metadata and shard indices fit in as well.
-    codec : VAECodec of either format, or VAESpec, optional
+        Short for ``codec=VAECodec(ratio=ratio)``, or ``VQVAECodec`` with ``codec="vqvae"``. Of the whole array: chunks
+        are coded a little smaller, so that metadata and shard indices fit in as well.
+    codec : VAECodec or VQVAECodec of either format, a spec, "vae" or "vqvae", optional
         For everything beyond a ratio.
     zarr_format : {2, 3}
         In v2 the codec is the compressor, in v3 the serializer.
@@ -85,8 +88,8 @@ def create_array(
     Raises
     ------
     SpecError
-        If both `ratio` and `codec` are given, the dtype is not one of grey values, the array has one axis or more than
-        five, a model lacks the ratio, or the data hold NaN.
+        If both `ratio` and a whole `codec` are given, the dtype is not one of grey values, the array has one axis or
+        more than five, a model lacks the ratio, or the data hold NaN.
 
     Notes
     -----
@@ -102,30 +105,36 @@ def create_array(
     for word in ("serializer", "compressors", "filters"):
         if word in kwargs:
             raise SpecError(f"{word}= is set by create_array; pass codec=, or use zarr.create_array.", name=word)
-    if codec is not None and ratio is not None:
-        raise SpecError("pass ratio= or codec=, not both.", name="ratio", value=ratio)
+    spec = _spec_of(codec, ratio)
     if data is not None:
         data = np.asarray(data) if not hasattr(data, "dtype") else data
         shape, dtype = data.shape, data.dtype
     if shape is None or dtype is None:
         raise SpecError("pass data=, or shape= and dtype=.", name="shape", value=shape)
     zarr3.check_array(shape, np.dtype(dtype))
-    chunks = chunks or fit_chunks(shape)
+    chunks = chunks or (fit_token_chunks if isinstance(spec, VQVAESpec) else fit_chunks)(shape)
     if isinstance(data, np.ndarray) and data.dtype.kind == "f":
         _check_finite(data, chunks)
-    spec = codec if isinstance(codec, VAESpec) else codec.spec if codec is not None else VAESpec(ratio=ratio)
     if zarr_format == 2 and shards is not None:
         raise SpecError("shards= needs zarr_format=3.", name="shards", value=shards)
     asked = spec.ratio
 
-    def words(spec: VAESpec) -> dict[str, Any]:
-        codec = zarr3.VAECodec(spec)
+    def words(spec: Spec) -> dict[str, Any]:
+        codec = zarr3.codec_for(spec)
         place = {"serializer": codec, "compressors": None, "shards": shards}
         if zarr_format == 2:
             place = {"compressors": codec.to_v2(), "filters": None}
-        note = {"model": spec.model, "digest": spec.digest, "ratio": asked, "lossy": spec.max_error != 0}
+        note: dict[str, Any] = {
+            "model": spec.model,
+            "digest": spec.digest,
+            "ratio": asked,
+            "lossy": spec.max_error != 0,
+        }
         fixed = {"shape": shape, "dtype": dtype, "chunks": chunks, "zarr_format": zarr_format, "fill_value": fill_value}
-        return {**fixed, "attributes": {**(attributes or {}), _ATTRIBUTE: note}, **place}
+        notes: dict[str, Any] = {_ATTRIBUTE: note}
+        if isinstance(spec, VQVAESpec) and spec.tier == "prior":
+            notes[SYNTHESISED] = True
+        return {**fixed, "attributes": {**(attributes or {}), **notes}, **place}
 
     metadata = _metadata_bytes(words(spec))
     spec = with_overhead(spec, shape, np.dtype(dtype).itemsize, metadata, (chunks, shards))
@@ -139,6 +148,20 @@ def create_array(
         _remove(array, spec.digest)
         raise
     return array
+
+
+def _spec_of(
+    codec: numcodecs.SpecCodec | zarr3.SpecSerializer | Spec | Literal["vae", "vqvae"] | None, ratio: float | None
+) -> Spec:
+    if codec is None or isinstance(codec, str):
+        kinds: dict[str | None, type[Spec]] = {None: VAESpec, "vae": VAESpec, "vqvae": VQVAESpec}
+        if codec not in kinds:
+            raise SpecError(f"codec {codec!r}: needs 'vae', 'vqvae', or a codec.", name="codec", value=codec)
+        return kinds[codec](ratio=ratio)
+    if ratio is not None:
+        raise SpecError("pass ratio= or codec=, not both.", name="ratio", value=ratio)
+    spec: Spec = codec if isinstance(codec, Spec) else codec.spec
+    return spec
 
 
 def _check_finite(data: Chunk, chunks: tuple[int, ...]) -> None:
@@ -197,6 +220,7 @@ def open(  # noqa: A001  # the package's own `open`, as in zarr
     path: str | None = None,
     mode: Literal["r", "r+", "a"] = "r",
     trust_embedded: bool = False,
+    tier: TierName | None = None,
     **kwargs: Any,
 ) -> zarr.Array[Any] | zarr.Group:
     """Open a Zarr array or group, taking up the models that travel with it.
@@ -214,6 +238,9 @@ def open(  # noqa: A001  # the package's own `open`, as in zarr
     trust_embedded : bool
         Load embedded models whose digest is not known here. Only networks are loaded, never code, but a network
         decides what you see: trust it as you trust the data.
+    tier : {"top", "prior", "full"}, optional
+        Decode an array of tokens at this tier, whatever its frames say; for reading only. At "prior" its attributes
+        say ``emcodec:synthesised``: texture between the stored tokens is made up.
     **kwargs
         For `zarr.open`.
 
@@ -225,14 +252,18 @@ def open(  # noqa: A001  # the package's own `open`, as in zarr
     ------
     ModelError
         If an array's model is embedded but not trusted, or its files are not those that the digest names.
+    SpecError
+        If a tier is asked for of a group, of an array of another codec, of one whose model lacks it, or for writing.
     """
+    if tier is not None and mode != "r":
+        raise SpecError(f"tier={tier!r} is for reading: pass mode='r'.", name="tier", value=tier)
     node = zarr.open(store, path=path, mode=mode, **kwargs)
     arrays = [node] if isinstance(node, zarr.Array) else [a for _, a in node.arrays()]
     for array in arrays:
         digest = array.attrs.get(_ATTRIBUTE, {})
         if isinstance(digest, dict) and isinstance(digest.get("digest"), str):
             _take_up(array.store_path, digest["digest"], trust_embedded)
-    return node
+    return node if tier is None else at_tier(node, tier)
 
 
 def _take_up(place: StorePath, digest: str, trust: bool) -> None:

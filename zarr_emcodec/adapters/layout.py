@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from zarr_emcodec._types import Shape
-from zarr_emcodec.codecs.vae import VAESpec
+from zarr_emcodec.codecs.base import Spec
 from zarr_emcodec.errors import SpecError
 
+S = TypeVar("S", bound=Spec)
 DEFAULT_CHUNKS = (16, 512, 512)
 """What the shipped models' figures are measured with."""
 _INDEX_BYTES, _INDEX_CHECK_BYTES = 16, 4  # per inner chunk and per shard of a Zarr v3 shard index
@@ -66,14 +68,34 @@ def _even(extent: int, chunk: int) -> int:
     return max(1, math.ceil(extent / count))
 
 
-def with_overhead(
-    spec: VAESpec, shape: Shape, itemsize: int, metadata_bytes: int, grid: tuple[Shape, Shape | None]
-) -> VAESpec:
+def fit_token_chunks(shape: Shape) -> Shape:
+    """A chunk shape for an array of tokens: as `fit_chunks`, but wider where the array has few planes.
+
+    At 1024x a default chunk is 4096 bytes, of which a frame's header and its entry in a shard's index take 1 %. Chunks
+    of fewer voxels would spend more on them.
+
+    Examples
+    --------
+    >>> fit_token_chunks((2, 4096, 4096)), fit_token_chunks((600, 4096, 4096))
+    ((2, 1024, 2048), (16, 512, 512))
+    """
+    chunks = list(fit_chunks(shape))
+    least, growing = math.prod(DEFAULT_CHUNKS), [axis for axis in (-1, -2) if len(shape) >= 2]
+    while growing and math.prod(chunks) < 0.9 * least:
+        axis = min(growing, key=lambda axis: chunks[axis])
+        grown = min(2 * chunks[axis], shape[axis])
+        if grown == chunks[axis]:
+            growing.remove(axis)
+        chunks[axis] = grown
+    return tuple(_even(extent, chunk) for extent, chunk in zip(shape, chunks, strict=True))
+
+
+def with_overhead(spec: S, shape: Shape, itemsize: int, metadata_bytes: int, grid: tuple[Shape, Shape | None]) -> S:
     """The spec whose chunks leave room for everything else that an array stores, so that the ratio holds on disk.
 
     Parameters
     ----------
-    spec : VAESpec
+    spec : Spec
         With the ratio that the whole array is to reach, or none.
     shape : tuple of int, voxels
         Of the array.
@@ -86,12 +108,13 @@ def with_overhead(
 
     Returns
     -------
-    VAESpec
-        Of a slightly higher ratio. Where an array is so small that metadata would take more than half of its budget,
-        chunks get that half, and the ratio cannot hold.
+    Spec
+        Of a slightly higher ratio. Where an array is so small that metadata would take more than the codec gives up for
+        them (half of the budget, of tokens a twentieth), chunks give up so much, and the ratio cannot hold.
 
     Examples
     --------
+    >>> from zarr_emcodec.codecs import VAESpec
     >>> spec = VAESpec(ratio=64)
     >>> round(with_overhead(spec, (64, 1024, 1024), 1, 1200, ((16, 512, 512), None)).ratio, 2)
     64.1
@@ -107,4 +130,4 @@ def with_overhead(
         )
     raw = math.prod(shape) * itemsize
     budget = raw / spec.ratio
-    return dataclasses.replace(spec, ratio=raw / (budget - min(overhead, budget / 2)))
+    return dataclasses.replace(spec, ratio=raw / (budget - min(overhead, budget * spec.OVERHEAD_SHARE)))

@@ -1,11 +1,12 @@
-"""`VAECodec` for numcodecs: the compressor of a Zarr v2 array.
+"""`VAECodec` and `VQVAECodec` for numcodecs: the compressor of a Zarr v2 array.
 
 Chunks arrive with their real shape, dtype and memory order as long as no filter stands before the codec; bytes come
-back. The codec holds a spec and nothing else, so it pickles, compares and prints by its configuration.
+back. A codec holds a spec and nothing else that is stored, so it pickles, compares and prints by its configuration.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,60 +17,20 @@ from numcodecs.registry import register_codec
 
 from zarr_emcodec import codecs
 from zarr_emcodec._types import Buffer, Chunk
-from zarr_emcodec.codecs.vae import Mode, VAESpec
+from zarr_emcodec.adapters.reading import options_at
+from zarr_emcodec.codecs.base import Mode, Spec
+from zarr_emcodec.codecs.vae import VAESpec
+from zarr_emcodec.codecs.vqvae import VQVAESpec
 from zarr_emcodec.errors import SpecError
+from zarr_emcodec.runtime.options import TierName
 
 
-class VAECodec(Codec):  # type: ignore[misc]  # numcodecs does not annotate its registry metaclass
-    """Electron microscopy through a trained autoencoder, as a numcodecs codec.
+class SpecCodec(Codec):  # type: ignore[misc]  # numcodecs does not annotate its registry metaclass
+    """What the codecs of this package have in common: everything but the words of their configuration."""
 
-    Parameters
-    ----------
-    ratio, model, mode, min_psnr, max_error, window, background
-        As in `zarr_emcodec.codecs.VAESpec`, where each is explained.
-    digest : str
-        "sha256:<hex>" of the model; filled in from `model`, given only in stored metadata.
-
-    Notes
-    -----
-    In Zarr v2: ``zarr.create_array(..., zarr_format=2, compressors=VAECodec(ratio=64))`` and no filters. A partial
-    write decodes, merges and encodes its whole chunk again, so voxels beside it may change once more.
-
-    Examples
-    --------
-    >>> codec = VAECodec(ratio=32)
-    >>> section = np.tile(np.arange(64, dtype="u1"), (64, 1))
-    >>> frame = codec.encode(section)
-    >>> codec.decode(frame).shape
-    (64, 64)
-    >>> VAECodec.from_config(codec.get_config()) == codec
-    True
-    """
-
-    codec_id: ClassVar[str] = "emcodec_vae"
-
-    def __init__(
-        self,
-        ratio: float | None = None,
-        *,
-        model: str = "auto",
-        mode: Mode = "entropy",
-        min_psnr: float | None = None,
-        max_error: float | None = None,
-        window: Sequence[float] | None = None,
-        background: float | Literal["auto"] | None = "auto",
-        digest: str = "",
-    ) -> None:
-        self.spec = VAESpec(
-            ratio=ratio,
-            model=model,
-            mode=mode,
-            min_psnr=min_psnr,
-            max_error=max_error,
-            window=window,  # type: ignore[arg-type]  # any sequence of two is taken, and stored as a tuple
-            background=background,
-            digest=digest,
-        )
+    SPEC: ClassVar[type[Spec]]
+    spec: Spec
+    _tier: TierName | None = None
 
     def encode(self, buf: Any) -> bytes:
         """One chunk as a frame.
@@ -117,7 +78,7 @@ class VAECodec(Codec):  # type: ignore[misc]  # numcodecs does not annotate its 
 
     def decode_many(self, bufs: Sequence[Any]) -> list[Chunk]:
         """The chunks of several frames, through shared inference calls."""
-        return codecs.decode_many([_as_buffer(buf) for buf in bufs])
+        return codecs.decode_many([_as_buffer(buf) for buf in bufs], options_at(self._tier))
 
     def get_config(self) -> dict[str, Any]:
         """Plain JSON data, with the codec's id."""
@@ -128,14 +89,20 @@ class VAECodec(Codec):  # type: ignore[misc]  # numcodecs does not annotate its 
         """Inverse of `get_config`; numcodecs has taken the id away, other callers may not have."""
         words = {key: value for key, value in config.items() if key != "id"}
         codec = cls.__new__(cls)
-        codec.spec = VAESpec.from_config(words, codec=cls.codec_id)
+        codec.spec = cls.SPEC.from_config(words, codec=cls.codec_id)
         return codec
 
     def to_v3(self) -> Any:
         """The same codec as a Zarr v3 serializer."""
-        from zarr_emcodec.adapters.zarr3 import VAECodec as Serializer
+        from zarr_emcodec.adapters.zarr3 import codec_for
 
-        return Serializer(self.spec)
+        return codec_for(self.spec)
+
+    def reading_at(self, tier: TierName | None) -> Self:
+        """A copy that decodes at a tier, whatever frames and options say; it encodes and is stored as before."""
+        other = copy.copy(self)
+        other._tier = tier
+        return other
 
     def __repr__(self) -> str:
         words = ", ".join(f"{key}={value!r}" for key, value in self.spec.to_config().items())
@@ -145,7 +112,121 @@ class VAECodec(Codec):  # type: ignore[misc]  # numcodecs does not annotate its 
         return hash(self.spec)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, VAECodec) and self.spec == other.spec
+        return isinstance(other, SpecCodec) and self.spec == other.spec
+
+
+class VAECodec(SpecCodec):
+    """Electron microscopy through a trained autoencoder, as a numcodecs codec.
+
+    Parameters
+    ----------
+    ratio, model, mode, min_psnr, max_error, window, background
+        As in `zarr_emcodec.codecs.VAESpec`, where each is explained.
+    digest : str
+        "sha256:<hex>" of the model; filled in from `model`, given only in stored metadata.
+
+    Notes
+    -----
+    In Zarr v2: ``zarr.create_array(..., zarr_format=2, compressors=VAECodec(ratio=64))`` and no filters. A partial
+    write decodes, merges and encodes its whole chunk again, so voxels beside it may change once more.
+
+    Examples
+    --------
+    >>> codec = VAECodec(ratio=32)
+    >>> section = np.tile(np.arange(64, dtype="u1"), (64, 1))
+    >>> frame = codec.encode(section)
+    >>> codec.decode(frame).shape
+    (64, 64)
+    >>> VAECodec.from_config(codec.get_config()) == codec
+    True
+    """
+
+    codec_id: ClassVar[str] = "emcodec_vae"
+    SPEC: ClassVar[type[Spec]] = VAESpec
+    spec: VAESpec
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        *,
+        model: str = "auto",
+        mode: Mode = "entropy",
+        min_psnr: float | None = None,
+        max_error: float | None = None,
+        window: Sequence[float] | None = None,
+        background: float | Literal["auto"] | None = "auto",
+        digest: str = "",
+    ) -> None:
+        self.spec = VAESpec(
+            ratio=ratio,
+            model=model,
+            mode=mode,
+            min_psnr=min_psnr,
+            max_error=max_error,
+            window=window,  # type: ignore[arg-type]  # any sequence of two is taken, and stored as a tuple
+            background=background,
+            digest=digest,
+        )
+
+
+class VQVAECodec(SpecCodec):
+    """Electron microscopy as tokens of a trained codebook, at ratios up to 1024, as a numcodecs codec.
+
+    Parameters
+    ----------
+    ratio, model, mode, min_psnr, max_error, window, background, tier, keep, price, effort, voxel_nm
+        As in `zarr_emcodec.codecs.VQVAESpec`, where each is explained.
+    digest : str
+        "sha256:<hex>" of the model; filled in from `model`, given only in stored metadata.
+
+    Notes
+    -----
+    In Zarr v2: ``zarr.create_array(..., zarr_format=2, compressors=VQVAECodec(ratio=1024))`` and no filters. What the
+    tier "prior" shows between the tokens that are stored is synthesised texture, not what was there.
+    """
+
+    codec_id: ClassVar[str] = "emcodec_vqvae"
+    SPEC: ClassVar[type[Spec]] = VQVAESpec
+    spec: VQVAESpec
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        *,
+        model: str = "auto",
+        mode: Mode = "entropy",
+        min_psnr: float | None = None,
+        max_error: float | None = None,
+        window: Sequence[float] | None = None,
+        background: float | Literal["auto"] | None = "auto",
+        tier: TierName | None = None,
+        keep: float | None = None,
+        price: float | None = None,
+        effort: int = 0,
+        voxel_nm: Sequence[float] | None = None,
+        digest: str = "",
+    ) -> None:
+        self.spec = VQVAESpec(
+            ratio=ratio,
+            model=model,
+            mode=mode,
+            min_psnr=min_psnr,
+            max_error=max_error,
+            window=window,  # type: ignore[arg-type]  # any sequence of two is taken, and stored as a tuple
+            background=background,
+            tier=tier,
+            keep=keep,
+            price=price,
+            effort=effort,
+            voxel_nm=voxel_nm,  # type: ignore[arg-type]  # likewise, of three
+            digest=digest,
+        )
+
+
+def codec_for(spec: Spec) -> SpecCodec:
+    """The numcodecs codec of a spec."""
+    kind: type[SpecCodec] = VQVAECodec if isinstance(spec, VQVAESpec) else VAECodec
+    return kind.from_config(spec.to_config())
 
 
 def _as_chunk(buf: Any) -> Chunk:
@@ -159,3 +240,4 @@ def _as_buffer(buf: Any) -> Buffer:
 
 
 register_codec(VAECodec)
+register_codec(VQVAECodec)
