@@ -49,6 +49,7 @@ def layouts(draw: st.DrawFn) -> tuple[Shape, Shape, Shape]:
     return shape, chunks, tuple(chunk * draw(st.integers(1, 4)) for chunk in chunks)
 
 
+@settings(deadline=None)
 @given(layouts(), st.booleans())
 def test_blocks_cover_every_voxel_once(layout: tuple[Shape, Shape, Shape], sharded: bool) -> None:
     shape, chunks, shards = layout
@@ -124,6 +125,7 @@ def test_shards_hold_whole_source_chunks_first() -> None:
     assert choose_shards((6400, 51200, 51200), (16, 512, 512), 1, source_chunks=(1, 4096, 4096)) == (16, 2048, 2048)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3),
 )

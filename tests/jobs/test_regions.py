@@ -47,6 +47,7 @@ def slices(draw: st.DrawFn, shape: Shape) -> Box:
     return tuple(slice(a, draw(st.integers(a + 1, n))) for a, n in zip(starts, shape, strict=True))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_coarse_mask_marks_whole_cells(data: st.DataObject) -> None:
     scale = tuple(data.draw(st.integers(1, 5)) for _ in range(3))
@@ -67,6 +68,7 @@ def test_a_coarse_mask_marks_whole_cells(data: st.DataObject) -> None:
     assert mask.touches(box) == bool(fine[box].any())
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_boxes_mark_what_they_hold(data: st.DataObject) -> None:
     shape = (7, 9, 5)

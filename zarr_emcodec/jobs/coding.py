@@ -42,6 +42,7 @@ def codec_config(codec: Codec) -> dict[str, Any]:
     ('emcodec_vae', 64.0)
     """
     from zarr_emcodec.adapters.numcodecs import VAECodec
+    from zarr_emcodec.codecs.base import Spec
 
     if codec is None or (isinstance(codec, int | float) and not isinstance(codec, bool)):
         codec = VAECodec(codec)
@@ -49,8 +50,8 @@ def codec_config(codec: Codec) -> dict[str, Any]:
         codec = codec_from({"id": VAECodec.codec_id, **codec})
     elif hasattr(codec, "to_v2"):
         codec = codec.to_v2()
-    elif hasattr(codec, "to_config"):
-        codec = VAECodec.from_config(codec.to_config())
+    elif isinstance(codec, Spec):
+        codec = codec_from({"id": f"emcodec_{codec.CODEC}", **codec.to_config()})
     if not hasattr(codec, "get_config") or not str(codec.get_config().get("id", "")).startswith("emcodec_"):
         raise SpecError(f"codec {codec!r:.120}: needs a ratio, or a codec of this package.", name="codec", value=codec)
     config: dict[str, Any] = plain(codec.get_config())
@@ -88,11 +89,8 @@ def with_share_of(
 ) -> dict[str, Any]:
     """The configuration whose chunks leave room for shard indices and metadata, so that its ratio holds on disk."""
     from zarr_emcodec.adapters.layout import with_overhead
-    from zarr_emcodec.codecs.vae import VAESpec
 
     spec = codec_from(config).spec
-    if not isinstance(spec, VAESpec):
-        return dict(config)  # ratios of token codecs are what they are
     return codec_config(with_overhead(spec, shape, itemsize, metadata_bytes, (chunks, shards)))
 
 
