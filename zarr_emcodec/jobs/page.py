@@ -136,7 +136,7 @@ def triptych(caption: str, original: Chunk, decoded: Chunk) -> str:
     low, high = (float(v) for v in np.percentile(shown, (0.2, 99.8)))
     with np.errstate(invalid="ignore"):  # infinity less itself
         off = np.nan_to_num(decoded.astype(np.float64) - original)
-    reach = max(float(np.abs(off).max()), 1e-9)
+    reach = float(np.percentile(np.abs(off), 99.8)) or float(np.abs(off).max()) or 1.0  # a single voxel shows too
     images = [("original", grey(shown, low, high)), ("decoded", grey(np.nan_to_num(decoded), low, high)),
               (f"decoded minus original, full red and blue at {reach:g}", diverging(off, reach))]  # fmt: skip
     return pictures(caption, images)
