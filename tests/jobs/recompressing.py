@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -81,5 +81,7 @@ def dying(call: int, when: str) -> Iterator[list[str]]:
 
         return access
 
-    with mock.patch.multiple(store, **{name: wrapped(name) for name in originals}):
+    with ExitStack() as stack:
+        for name in originals:
+            stack.enter_context(mock.patch.object(store, name, wrapped(name)))
         yield calls

@@ -94,7 +94,7 @@ class Worker:
 
         self.plan = plan
         self.settings = settings
-        self.source = _open_planned(plan)
+        self.source = open_planned(plan)
         self.place = store.place_at(plan.destination)
         try:
             self.array: zarr.Array[Any] = zarr.open_array(self.place.store, path=self.place.path, mode="r+")
@@ -308,7 +308,16 @@ def _place_of(job: str, index: int) -> str:
     return f"{worker.plan.coords(index)}, voxels {span}"
 
 
-def _open_planned(plan: Plan) -> Source:
+def open_planned(plan: Plan) -> Source:
+    """The source of a plan.
+
+    Raises
+    ------
+    PlanMismatchError
+        If it is no longer what the plan was made for.
+    JobError
+        If it cannot be opened.
+    """
     source = open_source(plan.source)
     if source.fingerprint() != plan.source_fingerprint:
         source.close()

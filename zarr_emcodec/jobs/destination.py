@@ -5,21 +5,21 @@ A plan in; a place with an empty array out, or a refusal. What is there already 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zarr_emcodec.errors import JobError
-from zarr_emcodec.jobs import store
-from zarr_emcodec.jobs.axes import names_of
+from zarr_emcodec.jobs import metadata, store
 from zarr_emcodec.jobs.coding import codec_from
 from zarr_emcodec.jobs.compress import ATTRIBUTE
 from zarr_emcodec.jobs.landing import check_apart, check_replaceable
 from zarr_emcodec.jobs.ledger import check_free, read_plan
-from zarr_emcodec.jobs.report import plain
 
 if TYPE_CHECKING:
+    import zarr
+
     from zarr_emcodec.jobs.plan import Plan
+    from zarr_emcodec.jobs.sources import Source
     from zarr_emcodec.jobs.store import Place
     from zarr_emcodec.jobs.totals import Totals
 
@@ -57,8 +57,17 @@ def claim(plan: Plan, *, overwrite: bool) -> Place:
     return place
 
 
-def create(plan: Plan, place: Place, *, embed_model: bool) -> None:
-    """Create the array, where an earlier run has not.
+def create(plan: Plan, place: Place, volume: Source, *, embed_model: bool) -> None:
+    """Create the array, where an earlier run has not, and say in it where it comes from.
+
+    Parameters
+    ----------
+    plan : Plan
+    place : Place
+    volume : Source
+        The plan's, open.
+    embed_model : bool
+        Put the decoders of all its models beside it.
 
     Raises
     ------
@@ -70,29 +79,21 @@ def create(plan: Plan, place: Place, *, embed_model: bool) -> None:
     from zarr_emcodec.adapters import arrays
 
     if store.get(place, _DOCUMENTS[plan.zarr_format][0]) is None:
-        _create(plan, place)
-    if not embed_model:
-        return
-    import zarr
-
-    array = zarr.open_array(place.store, path=place.path, mode="r+")
+        _create(plan, place, volume)
+    # what follows is done again in every run: the last one may have died in the middle
+    array = _opened(place)
+    if "source_fingerprint" not in array.attrs.get(ATTRIBUTE, {}):  # type: ignore[operator]  # it is ours: a mapping
+        metadata.sign(array, {**metadata.provenance(volume), "plan": plan.digest, "complete": False})
     try:
-        for model in plan.models:  # again in every run: the last one may have died in the middle
+        for model in plan.models if embed_model else ():
             arrays.embed(array, model["digest"])
     except OSError as error:
         raise store.refusal(place, _OURS, "write", error) from error
 
 
-def _create(plan: Plan, place: Place) -> None:
+def _create(plan: Plan, place: Place, volume: Source) -> None:
     from zarr_emcodec.adapters import arrays
-    from zarr_emcodec.jobs.sources import open_source
 
-    names = names_of(len(plan.shape))
-    named: dict[str, Any] = {"dimension_names": names} if plan.zarr_format == 3 else {}
-    with open_source(plan.source) as volume:
-        attributes = {key: value for key, value in volume.attributes.items() if key != ATTRIBUTE}
-    if plan.zarr_format == 2:
-        attributes.setdefault("_ARRAY_DIMENSIONS", list(names))
     try:
         arrays.create_array(
             place,
@@ -103,37 +104,38 @@ def _create(plan: Plan, place: Place) -> None:
             codec=codec_from(plan.codec),
             zarr_format=plan.zarr_format,
             fill_value=plan.fill_value,
-            attributes=attributes,
-            **named,
+            **metadata.carried(volume, plan.zarr_format),
         )
     except OSError as error:
         raise store.refusal(place, "", "create", error) from error
 
 
+def _opened(place: Place) -> zarr.Array[Any]:
+    import zarr
+
+    try:
+        return zarr.open_array(place.store, path=place.path, mode="r+")
+    except Exception as error:  # stores raise whatever their transport does
+        raise store.refusal(place, "", "open", error) from error
+
+
 def sign(plan: Plan, place: Place, totals: Totals, *, complete: bool) -> None:
-    """Leave in the attributes where the array comes from, what it is worth, and whether it is complete.
+    """Leave in the attributes what the array is worth, and whether it is complete.
 
     Raises
     ------
     JobError
         If the store refuses.
     """
-    import zarr
-
     peak = totals.peak(plan.dtype, plan.codec.get("window"))
-    facts: dict[str, Any] = {"source": Path(plan.source).name, "plan": plan.digest, "complete": complete}
+    facts: dict[str, Any] = {"complete": complete}
     if len(plan.models) > 1:
         facts["models"] = plan.models
     if totals.n_blocks:
         # sums depend on the order in which blocks came, in their last digits: the same job signs alike
         facts |= {"source_range": (totals.low, totals.high), "psnr_db": _rounded(totals.psnr_db(peak)), "peak": peak}
         facts |= {"ssim": _rounded(totals.ssim()), "worst_error": totals.tally.worst}
-    try:
-        array = zarr.open_array(place.store, path=place.path, mode="r+")
-        earlier = array.attrs.get(ATTRIBUTE)
-        array.attrs[ATTRIBUTE] = plain({**(earlier if isinstance(earlier, Mapping) else {}), **facts})
-    except Exception as error:  # stores raise whatever their transport does
-        raise store.refusal(place, "attributes", "write", error) from error
+    metadata.sign(_opened(place), facts)
 
 
 def _rounded(value: float | None) -> float | None:

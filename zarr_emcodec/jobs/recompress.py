@@ -200,39 +200,22 @@ def recompress(
     if engine not in ("dask", "serial"):
         raise SpecError(f"engine {engine!r}: needs 'dask' or 'serial'.", name="engine", value=engine)
     began, began_at = time.perf_counter(), time.time()
-    with Journal(log, listener) as journal:
+    settings = block.Settings(batched=device == "cuda", runtime={"provider": device, "threads": threads})
+    with Journal(log, listener) as journal, block.open_planned(made) as volume:
         place = destination.claim(made, overwrite=overwrite)
         with closing(Ledger.begin(place, made.to_dict())) as ledger:
-            destination.create(made, place, embed_model=embed_model)
+            destination.create(made, place, volume, embed_model=embed_model)
             run = _Run(made, ledger, journal, progress)
             journal.tell("begun", plan=made.digest, blocks=ledger.n_blocks, done=ledger.n_done, engine=engine)
             run.note(0)
-            n_threads = 0
             if ledger.n_done < ledger.n_blocks:
-                settings = block.Settings(
-                    batched=device == "cuda", runtime={"provider": device, "threads": threads}
-                )  # fmt: skip
-                with closing(_start(made, engine, scheduler, workers, settings, device)) as started, _stop() as stopped:
-                    n_threads = getattr(started, "threads", 1)
-                    journal.tell("workers", threads=n_threads, dashboard=getattr(started, "dashboard", None))
-                    group = blocks_per_task or execute.blocks_per_task(
-                        made.raw_bytes // made.n_blocks, ledger.n_blocks - ledger.n_done, n_threads
-                    )
-                    execute.Drive(
-                        started,
-                        run.record,
-                        ledger.tick,
-                        stopped,
-                        patience=execute.Patience(retries, backoff_s),
-                        blocks_per_task=group,
-                        on_retry=run.retried,
-                    ).run(ledger.pending())
-                    run.stopped = stopped()
+                start = functools.partial(_start, made, engine, scheduler, workers, settings, device)
+                run.go(start, execute.Patience(retries, backoff_s), blocks_per_task)
             ledger.flush()
             if ledger.run:
                 store.sweep(place, before=began_at)
             destination.sign(made, place, ledger.totals, complete=ledger.n_done == ledger.n_blocks)
-            report = run.report(place, engine, n_threads, time.perf_counter() - began)
+            report = run.report(place, engine, time.perf_counter() - began)
             journal.tell("ended", **{k: v for k, v in report.to_dict().items() if k != "failed"})
     return report
 
@@ -249,6 +232,26 @@ class _Run:
     n_failed: int = 0
     failed: list[Failure] = field(default_factory=list)
     raw_bytes: int = 0
+    threads: int = 0
+
+    def go(self, start: Callable[[], execute.Engine], patience: execute.Patience, blocks_per_task: int | None) -> None:
+        """Do what is pending, until it is done or somebody says stop."""
+        remaining = self.ledger.n_blocks - self.ledger.n_done
+        with closing(start()) as engine, _stop() as stopped:
+            self.threads = getattr(engine, "threads", 1)
+            self.journal.tell("workers", threads=self.threads, dashboard=getattr(engine, "dashboard", None))
+            block_bytes = self.plan.raw_bytes // self.plan.n_blocks
+            drive = execute.Drive(
+                engine,
+                self.record,
+                self.ledger.tick,
+                stopped,
+                patience=patience,
+                blocks_per_task=blocks_per_task or execute.blocks_per_task(block_bytes, remaining, self.threads),
+                on_retry=self.retried,
+            )
+            drive.run(self.ledger.pending())
+            self.stopped = stopped()
 
     def record(self, result: Mapping[str, Any]) -> None:
         """Put a block's record where it belongs."""
@@ -284,7 +287,7 @@ class _Run:
             before = self.ledger.totals.raw_bytes - self.raw_bytes
             self.progress(self.raw_bytes, self.plan.raw_bytes - before)
 
-    def report(self, place: store.Place, engine: str, threads: int, seconds: float) -> RecompressReport:
+    def report(self, place: store.Place, engine: str, seconds: float) -> RecompressReport:
         """What came of it."""
         plan, totals = self.plan, self.ledger.totals
         peak = totals.peak(plan.dtype, plan.codec.get("window"))
@@ -316,7 +319,7 @@ class _Run:
             mb_s=self.raw_bytes / 1e6 / seconds,
             work_s={name: round(value, 3) for name, value in totals.seconds.items()},
             engine=engine,
-            threads=threads,
+            threads=self.threads,
         )
 
 
