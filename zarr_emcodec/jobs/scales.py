@@ -171,3 +171,18 @@ def factors_between(fine: Shape, coarse: Shape) -> tuple[float, ...]:
     (1.0, 2.0, 2.0)
     """
     return tuple(float(max(1, round(f / c))) for f, c in zip(fine, coarse, strict=True))
+
+
+def coarser_level(finer: Level, name: str, location: str, factors: Sequence[int]) -> Level:
+    """The level whose voxels are means of `factors` voxels of another; a factor per axis.
+
+    Its first voxel's centre is the mean of the centres that it covers.
+
+    Examples
+    --------
+    >>> coarser_level(Level("s0", "", (40.0, 8.0, 8.0), (0.0, 0.0, 0.0)), "s1", "", (1, 2, 2))
+    Level(name='s1', location='', scale=(40.0, 16.0, 16.0), translation=(0.0, 4.0, 4.0))
+    """
+    scale = tuple(s * f for s, f in zip(finer.scale, factors, strict=True))
+    shift = tuple(t + s * (f - 1) / 2 for t, s, f in zip(finer.translation, finer.scale, factors, strict=True))
+    return Level(name, location, scale, shift)

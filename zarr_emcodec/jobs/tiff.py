@@ -95,6 +95,16 @@ class Stack:
             self._mapped = self._map(file)
         self._pages = _Pages()
 
+    @property
+    def nbytes(self) -> int:
+        """Raw size: voxels x itemsize."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether voxels lie in the file as they are, so that nothing is kept."""
+        return self._mapped is not None
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -185,6 +195,11 @@ class Sections:
         self.shape: Shape = (len(self.files), *first.shape)
         self.dtype = first.dtype
         self._pages = _Pages()
+
+    @property
+    def nbytes(self) -> int:
+        """Raw size: voxels x itemsize."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, box: Box) -> Chunk:
         """The voxels of a box, decoding the files that it touches."""

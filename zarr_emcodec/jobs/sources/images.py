@@ -42,7 +42,7 @@ def open_tiff(location: str, file: Opened) -> Source:
         chunks=(1,) * (len(stack.shape) - 2) + stack.shape[-2:],
         voxel_nm=stack.voxel_nm,
         note=stack.note,
-        held_bytes=KEPT_BYTES,
+        held_bytes=0 if stack.is_mapped else min(KEPT_BYTES, stack.nbytes),
         marks=lambda: [file.mark()],
         close=close,
     )
@@ -69,7 +69,7 @@ def open_tiff_folder(location: str, folder: Path) -> Source:
         sections.read,
         chunks=(1, *sections.shape[1:]),
         note=f"took {len(files)} files as sections along z, {sections.files[0].name} first",
-        held_bytes=KEPT_BYTES,
+        held_bytes=min(KEPT_BYTES, sections.nbytes),
         marks=lambda: [f"{path.name} {stat_mark(path)}" for path in sections.files],
     )
 

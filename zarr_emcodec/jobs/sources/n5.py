@@ -103,7 +103,7 @@ def _reader(
     kind = (attributes.get("compression") or {}).get("type", "")
     if not str(kind).startswith("emcodec"):
         store = tensors.open_tensors(place, "N5 data set", {"driver": "n5"}, strict=missing == "error")
-        return tensors.reader(store, view), store.dtype.numpy_dtype, tensors.CACHE_BYTES
+        return tensors.reader(store, view), store.dtype.numpy_dtype, tensors.held_bytes(store)
     from zarr_emcodec.adapters import n5
 
     # axes reversed, as everywhere in N5 adapters: ours may still differ where the data set names its axes

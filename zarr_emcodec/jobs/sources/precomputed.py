@@ -67,7 +67,7 @@ def open_precomputed(place: Place, missing: Missing) -> Source:
         note=note,
         scales=levels,
         level=number,
-        held_bytes=tensors.CACHE_BYTES,
+        held_bytes=tensors.held_bytes(store),
         # a shard's name follows from hashes of its chunks; with missing="error" TensorStore itself refuses
         absent=None if sharded else objects.absent,
         marks=lambda: [digest(scale), *([] if sharded else objects.marks())],

@@ -5,6 +5,7 @@ A driver's settings in, a reader of boxes out. Axis order is `axes.View`'s busin
 
 from __future__ import annotations
 
+import math
 import os
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,12 @@ def _s3(place: Place) -> dict[str, Any]:
     if options.get("anon"):
         out["aws_credentials"] = {"type": "anonymous"}
     return out
+
+
+def held_bytes(store: Any) -> int:
+    """What reading a store keeps between boxes, at most."""
+    raw: int = math.prod(store.shape) * store.dtype.numpy_dtype.itemsize
+    return min(CACHE_BYTES, raw)
 
 
 def reader(store: Any, view: View) -> Callable[[Box], Chunk]:
