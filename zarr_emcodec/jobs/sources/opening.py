@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zarr_emcodec.errors import EmCodecError, JobError, SpecError
-from zarr_emcodec.jobs.sources import hdf5, n5, npy, precomputed, zarrs
+from zarr_emcodec.jobs.sources import hdf5, n5, npy, precomputed, reduced, zarrs
 from zarr_emcodec.jobs.sources.images import TIFF_SUFFIXES, open_tiff, open_tiff_folder
 from zarr_emcodec.jobs.sources.opened import Opened
 from zarr_emcodec.jobs.sources.place import Place, reason
@@ -46,6 +46,7 @@ def open_source(
           names;
         - an HDF5 file with its data set, ``file.h5::path/of/dataset``;
         - a .npy file;
+        - ``mean-1x2x2://`` before any of these: the volume seen with coarser voxels, each the mean of 1 x 2 x 2;
         - a store object of zarr, which may wrap any fsspec file system or obstore store.
     trust_embedded : bool
         Use a model that travels with a Zarr array although its digest is not known here.
@@ -74,6 +75,9 @@ def open_source(
     """
     if missing not in ("fill", "error"):
         raise SpecError(f"missing {missing!r}: 'fill' or 'error'.", name="missing", value=missing)
+    if isinstance(path, str) and (coarser := reduced.split_location(path)) is not None:
+        finer = open_source(coarser[1], trust_embedded=trust_embedded, storage_options=storage_options, missing=missing)
+        return _reduced(path, finer, coarser[0])
     place, kind = _place(path, storage_options)
     try:
         source = _open(place, kind, trust_embedded, missing)
@@ -90,6 +94,17 @@ def open_source(
     again = (_reopen, (where, trust_embedded, storage_options, missing))
     stated = os.fspath(path) if isinstance(path, str | os.PathLike) else source.location
     return replace(source, location=stated, missing_is=missing, reopen=again)
+
+
+def _reduced(path: str, finer: Source, factors: tuple[int, ...]) -> Source:
+    assert finer.reopen is not None  # it comes from `open_source`
+    reopen, (where, *options) = finer.reopen
+    again = (reopen, (reduced.reduced_location(where, factors), *options))
+    try:
+        return replace(reduced.reduce_source(finer, factors), location=path, reopen=again)
+    except SpecError:
+        finer.close()
+        raise
 
 
 def _reopen(path: Any, trust_embedded: bool, storage_options: Any, missing: Missing) -> Source:

@@ -38,7 +38,7 @@ class Source:
     location : str
         What the user gave.
     kind : str
-        "tiff", "npy", "hdf5", "zarr", "n5" or "precomputed".
+        "tiff", "npy", "hdf5", "zarr", "n5", "precomputed", or of a coarser view "mean-1x2x2" and the like.
     shape : tuple of int, voxels
         At least 2-D; the last axes are (z, y, x).
     dtype : numpy.dtype
