@@ -17,6 +17,7 @@ class Case:
 
     id: str
     words: dict[str, Any]
+    codec: str = "vae"
     exact: bool = False
     worst: float | None = None
     floor_db: float | None = None
@@ -31,9 +32,21 @@ CASES = [
     Case("vae-psnr-and-ratio", {"ratio": 32, "min_psnr": 30.0}, floor_db=30.0),
     Case("vae-error", {"max_error": 40}, worst=40),
     Case("vae-lossless", {"max_error": 0}, exact=True),
+    Case("vqvae-top", {"ratio": 64}, "vqvae", ratio=64),
+    Case("vqvae-full", {"ratio": 12.8}, "vqvae", ratio=12.8),
+    Case("vqvae-blocks", {"ratio": 24, "model": "tiny-vq"}, "vqvae"),
+    Case("vqvae-prior", {"ratio": 64, "tier": "prior"}, "vqvae", ratio=64),
+    Case("vqvae-nominal", {"ratio": 12.8, "mode": "nominal"}, "vqvae"),
+    Case("vqvae-one-level", {"ratio": 256}, "vqvae"),
+    Case("vqvae-3d", {"ratio": 32, "voxel_nm": (8, 8, 8)}, "vqvae"),
+    Case("vqvae-psnr", {"ratio": 64, "min_psnr": 28.0}, "vqvae", floor_db=28.0),
+    Case("vqvae-error", {"ratio": 64, "max_error": 40}, "vqvae", worst=40),
+    Case("vqvae-lossless", {"max_error": 0}, "vqvae", exact=True),
 ]
 
-KINDS = {"emcodec.vae": [case.id for case in CASES]}
+KINDS = {
+    f"emcodec.{codec}": [case.id for case in CASES if case.codec == codec] for codec in {case.codec for case in CASES}
+}
 """Which cases stand for each registered codec."""
 
 

@@ -112,7 +112,8 @@ def encoder(edges: Sequence[int], book: Array, n_slopes: int = 2, *, residual: b
 
 def _smoothing(ndim: int, seed: int) -> Array:
     kernel = 0.02 * np.random.default_rng(seed).standard_normal((3, 3, *[3] * ndim))
-    kernel[range(3), range(3), *[1] * ndim] += 1
+    centre: Any = (range(3), range(3), *[1] * ndim)
+    kernel[centre] += 1
     return kernel.astype(np.float32)
 
 

@@ -28,7 +28,7 @@ class VQVAESpec(Spec):
     ----------
     ratio : float, optional
         Raw bytes over stored bytes of each chunk at 8 bits a voxel, twice that at 16: that of tokens in fixed fields,
-        which entropy coding exceeds. 1024 when not given, or that of the named model.
+        which entropy coding exceeds. When not given that of the named model, or 1024, or the highest installed.
     model : str
         "auto" (the model that offers the ratio; for sections unless `voxel_nm` is near isotropic), a name,
         "name@version", or "sha256:<hex>".
@@ -122,10 +122,10 @@ class VQVAESpec(Spec):
         cards = self.cards()
         if not cards:
             return find_model("vqvae").card  # raises, naming the folders that were searched
-        ratio = DEFAULT_RATIO if self.ratio is None else self.ratio
-        fitting = [card for card in cards if card.tokens and card.tokens.kept(ratio) is not None]
         if self.keep is not None:
-            fitting = [card for card in fitting if card.tokens and card.tokens.refine]
+            cards = [card for card in cards if card.tokens and card.tokens.refine]
+        ratio = _default_ratio(cards) if self.ratio is None else self.ratio
+        fitting = [card for card in cards if card.tokens and card.tokens.kept(ratio) is not None]
         if not fitting:
             raise SpecError(f"no token model stores ratio {ratio:g}. {self._others()}", name="ratio", value=self.ratio)
         ndim = 3 if self.voxel_nm and self.voxel_nm[0] <= _NEAR_ISOTROPIC * min(self.voxel_nm[1:]) else 2
@@ -155,6 +155,13 @@ class VQVAESpec(Spec):
     def _others(self) -> str:
         offers = [f"'{card.id}' ({card.ndim}-D: {_offer(card.tokens)})" for card in self.cards() if card.tokens]
         return f"Installed: {', '.join(offers)}." if offers else "No other model is installed."
+
+
+def _default_ratio(cards: list[Card]) -> float:
+    """1024 where that is offered, else the highest that is."""
+    tokens = [card.tokens for card in cards if card.tokens]
+    offered = any(t.kept(DEFAULT_RATIO) is not None for t in tokens)
+    return DEFAULT_RATIO if offered else max((t.ratio(0.0) for t in tokens), default=DEFAULT_RATIO)
 
 
 def _offer(tokens: TokenCard) -> str:

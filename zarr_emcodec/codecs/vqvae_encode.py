@@ -38,10 +38,11 @@ from zarr_emcodec.frame import Tier
 from zarr_emcodec.runtime import Options
 
 S = TypeVar("S", bound=np.generic)
-_PRICED = 32  # codes that are weighed against their bits
+_PRICED = 32  # codes that are weighed against their bits, at least
+_CANDIDATES = 1 << 22  # in memory for all tokens of a level, unless that is fewer for each
 _FIRST_PRICE = 0.01  # squared deviations a bit, for each voxel of a token: below it hardly a token changes
-_PRICE_STEP = 3.0
-_TRIES = 9  # the last costs a squared deviation and more for each voxel: nothing is left to squeeze out
+_PRICE_STEP = 4.0
+_TRIES = 6  # the last costs a squared deviation and more for each voxel: nothing is left to squeeze out
 
 
 @dataclass(eq=False)
@@ -166,7 +167,8 @@ def _code(jobs: Sequence[VQJob], model: TokenModel, price: float, coded: bool, o
     spec = jobs[0].spec
     image = _joined([job.image for job in jobs])
     counts = [len(job.image) for job in jobs]
-    near = model.nearest("top", image, None, _PRICED if price else 1 + spec.effort, options)
+    count = _weighed(model, image, "top") if price else 1 + spec.effort
+    near = model.nearest("top", image, None, count, options)
     near = refine(model, near, image, spec.effort, options)
     top = LevelCoder(model, "top", near, price, counts, np.ones(near.code[:, 0].shape, bool))
     if coded:
@@ -214,7 +216,8 @@ def _bottoms(
     image = _joined([jobs[i].image for i in there])
     grid = model.grid(image.shape[1:], "bottom")
     stored = _joined([stored_tokens(blocks[i], grid) for i in there])
-    near = model.nearest("bottom", image, _joined([decoded[i] for i in there]), _PRICED if price else 1, options)
+    count = _weighed(model, image, "bottom") if price else 1
+    near = model.nearest("bottom", image, _joined([decoded[i] for i in there]), count, options)
     level = LevelCoder(model, "bottom", near, price, [len(jobs[i].image) for i in there], stored)
     coded = coded and "bottom" in model.tables
     if coded:
@@ -224,6 +227,12 @@ def _bottoms(
     ):
         out[i] = blocks[i], _Bottom(section, is_coded, float(mask.mean()))
     return out
+
+
+def _weighed(model: TokenModel, image: Image, level: str) -> int:
+    """How many codes of each token are weighed against their bits: all, where memory allows."""
+    tokens = len(image) * math.prod(model.grid(image.shape[1:], level))
+    return max(_PRICED, _CANDIDATES // tokens)
 
 
 def _joined(parts: Sequence[NDArray[S]]) -> NDArray[S]:
