@@ -1,7 +1,9 @@
 """What one worker of a recompression holds at most: every copy of a block on its way, as bytes.
 
 Shapes and codec configurations in, a `Memory` out: pure arithmetic, told before anything runs. The figures per voxel
-were measured as the resident set's peak of one call and rounded up; a test holds a real block against them.
+were measured as the resident set's peak of one call and rounded up; a test holds a real block against them. They
+hold where freed memory goes back to the system, as Dask's nannies arrange for their workers (MALLOC_TRIM_THRESHOLD_);
+glibc left to itself keeps some hundred MB more, since each of Zarr's threads has a heap of its own.
 """
 
 from __future__ import annotations
