@@ -158,6 +158,21 @@ def test_options_say_where_the_service_is(bucket: dict[str, Any], monkeypatch: p
         open_source("s3://sources/n5", storage_options={**options, "key": "a", "secret": "b"})
 
 
+def test_obstore_carries_what_fsspec_does_not(bucket: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore")
+
+    def absent(*args: Any, **words: Any) -> Any:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(zarr.storage.FsspecStore, "from_url", absent)
+    options = {"endpoint": bucket["endpoint"], "client_options": {"allow_http": True}}
+    with open_source("s3://sources/v3.zarr", storage_options=options) as source:
+        with pickle.loads(pickle.dumps(source)) as twin:
+            assert twin.fingerprint() == source.fingerprint()
+        np.testing.assert_array_equal(source.read(BOX), fibsem()[BOX])
+        assert source.missing(BOX) is False
+
+
 def test_a_chunk_that_is_deleted_from_a_bucket(bucket: dict[str, Any]) -> None:
     bucket["files"].copy("sources/v3.zarr", "sources/holes.zarr", recursive=True)
     with open_source("s3://sources/holes.zarr") as source:
