@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zarr_emcodec.cli import compress, decompress, demo, info, models, plan, roi, transcode, verify
+from zarr_emcodec.cli import compress, decompress, demo, info, models, plan, recompress, roi, transcode, verify
 from zarr_emcodec.errors import EmCodecError, VerifyError
 
 
@@ -39,6 +39,7 @@ app.command()(decompress.decompress)
 app.command()(transcode.transcode)
 app.command()(info.info)
 app.command()(plan.plan)
+app.command()(recompress.recompress)
 app.command()(verify.verify)
 app.add_typer(roi.roi, name="roi")
 app.command()(models.models)

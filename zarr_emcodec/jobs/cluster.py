@@ -347,9 +347,11 @@ def fitting_workers(asked: int | None, gpus: int, peak_bytes: int, n_blocks: int
         If memory is too small for what was asked, or for one.
     """
     distributed = _import_distributed()
+    import dask.system
+
     memory = int(distributed.system.MEMORY_LIMIT)  # of the container, where there is one
     fit = memory // peak_bytes
-    count = asked if asked is not None else min(gpus or distributed.system.CPU_COUNT, max(fit, 1))
+    count = asked if asked is not None else min(gpus or dask.system.CPU_COUNT, max(fit, 1))
     if count < 1:
         raise SpecError(f"workers {count}: needs at least 1.", name="workers", value=asked)
     if count > fit:
