@@ -15,8 +15,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.models import FOLDER as TOKEN_MODELS
 from tests.volumes import as_dtype, fibsem
-from zarr_emcodec import VAECodec, VAESpec, v3
+from zarr_emcodec import VAECodec, VAESpec, VQVAESpec, create_array, options, v3
 from zarr_emcodec.errors import JobError, PlanMismatchError, SpecError
 from zarr_emcodec.jobs.coding import codec_config
 from zarr_emcodec.jobs.demo import SAMPLE
@@ -212,6 +213,19 @@ def test_where_a_mask_lies_is_no_part_of_the_digest() -> None:
 )
 def test_codecs_come_in_many_forms(codec: Any) -> None:
     assert plan(SAMPLE, "out.zarr", codec, samples=0).codec == VAECodec(64).get_config()
+
+
+def test_token_codecs_are_planned_alike(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.tile(fibsem()[:2], (1, 8, 8)))
+    with options(model_path=TOKEN_MODELS):
+        made = plan(tmp_path / "a.npy", "out.zarr", {"id": "emcodec_vqvae", "ratio": 64}, samples=1)
+        spec = VQVAESpec(ratio=64)
+        assert plan(tmp_path / "a.npy", "out.zarr", spec, samples=0).digest == made.digest
+        store: Any = zarr.storage.MemoryStore()
+        assert made.chunks == create_array(store, shape=made.shape, dtype="u1", codec=spec).chunks
+    assert made.estimate is not None
+    assert made.estimate.ratio >= 64
+    assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))).digest == made.digest
 
 
 @pytest.mark.parametrize("codec", ["x", True, {"id": "zlib"}, {"id": "emcodec_none"}, {"nothing": 1}])

@@ -7,7 +7,7 @@ decoder needs, the model's digest included.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zarr_emcodec.errors import SpecError
@@ -76,6 +76,15 @@ def codec_from(config: Mapping[str, Any]) -> Any:
         raise
     except (ValueError, TypeError) as error:
         raise SpecError(f"codec {config.get('id')!r}: {error}", name="codec", value=config.get("id")) from error
+
+
+def chunks_for(config: Mapping[str, Any], shape: Shape, chunks: Sequence[int] | None) -> Shape:
+    """The chunks asked for, or what `create_array` takes for this codec."""
+    from zarr_emcodec.adapters.layout import fit_chunks, fit_token_chunks
+
+    if chunks is None and config["id"] == "emcodec_vqvae":
+        return fit_token_chunks(shape)
+    return fit_chunks(shape, chunks)
 
 
 def with_share_of(

@@ -22,10 +22,10 @@ import numpy as np
 from zarr_emcodec.errors import PlanMismatchError
 from zarr_emcodec.jobs import regions as areas
 from zarr_emcodec.jobs import tissue as backgrounds
-from zarr_emcodec.jobs.coding import Codec, check_promises, codec_config, with_share_of
+from zarr_emcodec.jobs.coding import Codec, check_promises, chunks_for, codec_config, with_share_of
 from zarr_emcodec.jobs.estimate import Estimate, estimate
 from zarr_emcodec.jobs.fitting import Fitting
-from zarr_emcodec.jobs.grid import Box, box_of, fit_chunks, grid_shape
+from zarr_emcodec.jobs.grid import Box, box_of, grid_shape
 from zarr_emcodec.jobs.memory import Memory
 from zarr_emcodec.jobs.report import Record, plain
 from zarr_emcodec.jobs.sources import Source, open_source
@@ -323,7 +323,7 @@ def plan(
             source_held=volume.held_bytes,
             max_memory=max_memory,
         )
-        cells = fit_chunks(shape, chunks)
+        cells = chunks_for(base, shape, chunks)
         objects = fitting.shards(shards, cells, zarr_format)
         share: dict[str, Any] = {"shape": shape, "itemsize": dtype.itemsize, "chunks": cells, "shards": objects}
         made = Plan(
