@@ -44,7 +44,7 @@ def carried(volume: Source, zarr_format: Literal[2, 3]) -> dict[str, Any]:
     dict
         "attributes", and in v3 "dimension_names".
     """
-    attributes = {key: value for key, value in volume.attributes.items() if key not in (ATTRIBUTE, _DIMENSIONS)}
+    attributes = {key: value for key, value in volume.attributes.items() if key != ATTRIBUTE}
     if zarr_format == 2:
         return {"attributes": {**attributes, _DIMENSIONS: list(volume.axes)}}
     return {"attributes": attributes, "dimension_names": volume.axes}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zarr_emcodec.jobs.grid import Box
     from zarr_emcodec.jobs.sources.place import Place
 
+_DIMENSIONS = "_ARRAY_DIMENSIONS"  # where xarray keeps the names of axes in v2; they may be in another order here
 DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zmetadata")
 """Any of these makes a folder Zarr."""
 
@@ -44,7 +45,7 @@ def open_zarr(place: Place, trust_embedded: bool) -> Source:
         voxel_nm=scales.voxel_nm(found.level) if scales else _of_length(found.voxel_nm, n),
         offset=scales.offset(found.level) if scales else _of_length(found.offset, n) or (),
         note=found.note,
-        attributes=dict(array.attrs),
+        attributes={key: value for key, value in array.attrs.items() if key != _DIMENSIONS},
         scales=scales,
         level=found.level,
         fill=_fill(array),
@@ -75,7 +76,7 @@ def _digest(array: zarr.Array[Any]) -> str:
 
 
 def _dimension_names(array: zarr.Array[Any]) -> list[str] | None:
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get(_DIMENSIONS)
     return [str(name) for name in names] if isinstance(names, list | tuple) else None
 
 
