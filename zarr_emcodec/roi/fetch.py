@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from zarr_emcodec import codecs
-from zarr_emcodec.errors import FrameError, JobError, ModelError, SpecError, TruncatedFrameError
-from zarr_emcodec.frame import Header, Limits, read_header
+from zarr_emcodec.adapters.reading import Span, first_bytes, leading_part
+from zarr_emcodec.codecs.vqvae import VQVAESpec
+from zarr_emcodec.errors import EmCodecError, FrameError, JobError, ModelError, SpecError, TruncatedFrameError
+from zarr_emcodec.frame import Frame, Header, Limits, read_header
 from zarr_emcodec.jobs.frames import ABSENT, Layout, layout_of, shard_index, shard_index_bytes
 from zarr_emcodec.jobs.grid import grid_shape
 from zarr_emcodec.roi.tiers import check_layout
 from zarr_emcodec.runtime import Options, current
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Coroutine, Iterable, Iterator, Sequence
 
     import zarr
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     Planes = tuple[int, int] | None
 
+T = TypeVar("T")
 _BATCH_VOXELS = 1 << 24  # decoded at once, unless one chunk alone has more
 _BATCH_FRAMES = 256
 _HEAD_BYTES = 64  # of most frames the whole header
@@ -98,7 +101,7 @@ class Frames:
         JobError
             If the store cannot be read, or a shard's index is damaged.
         """
-        return self._sync(indices, None)
+        return self._run(self._fetch(indices, [None] * len(indices)), indices)
 
     def headers(self, indices: Sequence[Shape]) -> list[Header | None]:
         """Headers alone, from a few bytes of each frame; of un-indexed frames they are not proved by a CRC.
@@ -115,7 +118,9 @@ class Frames:
         n_bytes = _HEAD_BYTES
         for _ in range(_HEAD_ATTEMPTS):
             short = []
-            for i, data in zip(todo, self._sync([indices[i] for i in todo], n_bytes), strict=True):
+            asked = [indices[i] for i in todo]
+            found = self._run(self._fetch(asked, [(0, n_bytes)] * len(asked)), asked)
+            for i, data in zip(todo, found, strict=True):
                 try:
                     out[i] = None if data is None else read_header(data, limits=_limits(current()))
                 except TruncatedFrameError as error:
@@ -150,9 +155,8 @@ class Frames:
         ModelError
             If a model is missing.
         """
-        codec_of(self.array)
-        frames = self.fetch(indices)
         options = dataclasses.replace(current(), tier=tier)
+        frames = self._needed(indices, options)
         there = [i for i, data in enumerate(frames) if data is not None]
         spans = [None if planes is None else planes[i] for i in there]
         out: list[Chunk | None] = [None] * len(frames)
@@ -168,44 +172,75 @@ class Frames:
             out[i] = chunk
         return out
 
-    def _sync(self, indices: Sequence[Shape], n_bytes: int | None) -> list[bytes | None]:
+    def _needed(self, indices: Sequence[Shape], options: Options) -> Sequence[Frame | bytes | None]:
+        """Of each frame as much as decoding at the tier needs."""
+        spec = codec_of(self.array).spec
+        first = first_bytes(spec, self.layout.chunks, options) if isinstance(spec, VQVAESpec) else None
+        if first is None:
+            return self.fetch(indices)
+
+        async def front(index: Shape) -> Frame | bytes | None:
+            part = leading_part(first, options)
+            start, stop = next(part)
+            while True:
+                [data] = await self._fetch([index], [(start, stop)])
+                try:
+                    start, stop = part.send(data)
+                except StopIteration as done:
+                    found: Frame | bytes | None = done.value
+                    return found
+                except FrameError as error:
+                    raise JobError(f"chunk {index}: {error}") from error
+
+        async def fronts() -> list[Frame | bytes | None]:
+            if self.layout.shards is not None:  # before they ask for the same tables one by one
+                await self._load_tables(indices, grid_shape(self.layout.shards, self.layout.chunks))
+            return list(await asyncio.gather(*(front(index) for index in indices)))
+
+        return self._run(fronts(), indices)
+
+    def _run(self, work: Coroutine[Any, Any, T], indices: Sequence[Shape]) -> T:
         from zarr.core.sync import sync
 
         try:
-            # zarr's own loop: remote stores hold connections that belong to it
-            return sync(self._fetch(indices, n_bytes))
-        except JobError:
+            return sync(work)  # zarr's own loop: remote stores hold connections that belong to it
+        except EmCodecError:
             raise
         except Exception as error:  # stores raise whatever their transport does
             raise JobError(f"{self.array.store_path}: cannot read chunks from {indices[0]} on: {error}") from error
+        finally:
+            for shard in list(self._tables)[:-_SHARDS_KEPT]:
+                del self._tables[shard]
 
-    async def _fetch(self, indices: Sequence[Shape], n_bytes: int | None) -> list[bytes | None]:
+    async def _fetch(self, indices: Sequence[Shape], spans: Sequence[Span | None]) -> list[bytes | None]:
+        """A range of each frame, which may end early where the frame does; None for all of it."""
         if self.layout.shards is None:
-            return list(await asyncio.gather(*(self._get(index, 0, n_bytes) for index in indices)))
+            return list(await asyncio.gather(*map(self._get, indices, spans)))
         per_shard = grid_shape(self.layout.shards, self.layout.chunks)
-        shards = [tuple(i // n for i, n in zip(index, per_shard, strict=True)) for index in indices]
-        await self._load_tables(dict.fromkeys(shards), int(np.prod(per_shard)))
+        shards = await self._load_tables(indices, per_shard)
 
-        async def inner(index: Shape, shard: Shape) -> bytes | None:
+        async def inner(index: Shape, shard: Shape, span: Span | None) -> bytes | None:
             table = self._tables[shard]
             slot = np.ravel_multi_index([i % n for i, n in zip(index, per_shard, strict=True)], per_shard)
             offset, length = (ABSENT, ABSENT) if table is None else table[int(slot)]
             if (offset, length) == (ABSENT, ABSENT):
                 return None
-            data = await self._get(shard, offset, length if n_bytes is None else min(n_bytes, length))
-            if data is None or (n_bytes is None and len(data) != length):
+            start, stop = (0, length) if span is None else (min(n, length) for n in span)
+            if start == stop:
+                return b""
+            data = await self._get(shard, (offset + start, offset + stop))
+            if data is None or len(data) != stop - start:
                 raise JobError(f"chunk {index}: the shard's index points beyond its end. Restore it from its source.")
             return data
 
-        found = await asyncio.gather(*(inner(*pair) for pair in zip(indices, shards, strict=True)))
-        for shard in list(self._tables)[:-_SHARDS_KEPT]:
-            del self._tables[shard]
-        return list(found)
+        return list(await asyncio.gather(*map(inner, indices, shards, spans)))
 
-    async def _load_tables(self, shards: Iterable[Shape], count: int) -> None:
+    async def _load_tables(self, indices: Sequence[Shape], per_shard: Shape) -> list[Shape]:
+        """Have the index of every shard that holds one of these chunks at hand; the shards, chunk by chunk."""
         from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
-        config = self.layout.shard_config or {}
+        shards = [tuple(i // n for i, n in zip(index, per_shard, strict=True)) for index in indices]
+        count, config = int(np.prod(per_shard)), self.layout.shard_config or {}
         size = shard_index_bytes(count, config)
         at_start = config.get("index_location", "end") == "start"
         where = RangeByteRequest(0, size) if at_start else SuffixByteRequest(size)
@@ -217,13 +252,13 @@ class Frames:
                 raise JobError(f"shard {shard}: {table}. Restore it from its source.")
             self._tables[shard] = table
 
-        await asyncio.gather(*(load(shard) for shard in shards if shard not in self._tables))
+        await asyncio.gather(*(load(shard) for shard in dict.fromkeys(shards) if shard not in self._tables))
+        return shards
 
-    async def _get(self, index: Shape, offset: int, length: int | None) -> bytes | None:
+    async def _get(self, index: Shape, span: Span | None) -> bytes | None:
         from zarr.abc.store import RangeByteRequest
 
-        where = None if length is None else RangeByteRequest(offset, offset + length)
-        found = await self._path(index).get(byte_range=where)
+        found = await self._path(index).get(byte_range=None if span is None else RangeByteRequest(*span))
         return None if found is None else found.to_bytes()
 
     def _path(self, index: Shape) -> Any:
@@ -239,7 +274,7 @@ def _named(error: FrameError, index: Shape) -> FrameError:
     return error
 
 
-def _which(data: list[bytes], indices: list[Shape], options: Options, error: FrameError) -> str:
+def _which(data: list[bytes | Frame], indices: list[Shape], options: Options, error: FrameError) -> str:
     """The message of a failed batch with the chunk that made it fail: the rest is decoded once more for it."""
     for frame, index in zip(data, indices, strict=True):
         try:

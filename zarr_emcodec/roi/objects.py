@@ -27,7 +27,7 @@ import socket
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -68,8 +68,16 @@ class Objects(ABC):
     def turn(self) -> AbstractAsyncContextManager[None]:
         """Hold off other writers of this kind for the length of a block."""
 
-    async def update(self, key: str, change: Change[T]) -> T:
+    async def update(self, key: str, change: Change[T], before: Callable[[], Awaitable[None]] | None = None) -> T:
         """Replace one object by what `change` makes of it; called again where somebody else was quicker.
+
+        Parameters
+        ----------
+        key : str
+        change : callable
+            Called in a thread.
+        before : callable, optional
+            Awaited when there is something to replace, ahead of replacing it.
 
         Raises
         ------
@@ -84,6 +92,8 @@ class Objects(ABC):
             new, told = await asyncio.to_thread(change, data)
             if new is None:
                 return told
+            if before is not None:
+                await before()
             try:
                 if await self.replace(key, new, token):
                     return told

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from zarr_emcodec.errors import SpecError
+from zarr_emcodec.frame import Kind
 from zarr_emcodec.jobs.grid import box_of, chunk_indices, grid_shape, voxels
 from zarr_emcodec.jobs.report import Record, plain
 from zarr_emcodec.roi.fetch import Frames
 from zarr_emcodec.roi.scores import boundary, texture
 from zarr_emcodec.roi.tiers import has_tier, tiers_of
+from zarr_emcodec.runtime import find_model
 
 if TYPE_CHECKING:
     import zarr
@@ -249,7 +251,7 @@ def _block_means(values: NDArray[np.float64], unit: Shape) -> NDArray[np.float64
 
 
 def _coded_bits(frames: Frames, unit: Shape, progress: Callable[[int, int], None] | None) -> NDArray[np.float64]:
-    """Bits per voxel of each chunk's first stream: the code length of what the cheapest tier decodes."""
+    """Bits per voxel of each chunk's latents, of top tokens where there are two levels: their mean code length."""
     layout = frames.layout
     if unit != layout.chunks:
         raise SpecError(
@@ -267,10 +269,22 @@ def _coded_bits(frames: Frames, unit: Shape, progress: Callable[[int, int], None
     scores = np.full(grid_shape(layout.shape, unit), -np.inf)
     todo, done = int(np.prod(layout.shape, dtype=np.int64)), 0
     for batch in frames.batches(chunk_indices(layout.shape, layout.chunks)):
-        for index, header, data in zip(batch, frames.headers(batch), frames.fetch(batch), strict=True):
-            if header is not None and data is not None and has_tier(header):
-                scores[index] = 8 * (len(data) - header.header_bytes) / int(np.prod(layout.chunks))
+        headers = frames.headers(batch)
+        unsaid = [i for i, header in zip(batch, headers, strict=True) if header and None in header.lengths]
+        sizes = {i: len(data) for i, data in zip(unsaid, frames.fetch(unsaid), strict=True) if data is not None}
+        for index, header in zip(batch, headers, strict=True):
+            if header is not None and has_tier(header):
+                scores[index] = 8 * _coded_bytes(header, sizes.get(index, 0)) / int(np.prod(layout.chunks))
         done += sum(voxels(box_of(index, layout.chunks, layout.shape)) for index in batch)
         if progress is not None:
             progress(done, todo)
     return scores
+
+
+def _coded_bytes(header: Header, frame_bytes: int) -> int:
+    """Size of the sections that the cheapest tier decodes, side information left out."""
+    assert header.model is not None  # the header's reader has checked it
+    first = 2 if header.kind is Kind.MASKED else 1
+    last = first + 1 if find_model(header.model).card.codec == "vqvae" else header.n_sections
+    spans = [header.section_span(i) for i in range(first, last)]
+    return sum(frame_bytes - start if length is None else length for start, length in spans)

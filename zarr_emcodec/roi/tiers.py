@@ -72,6 +72,22 @@ def check_tier(model: str | bytes, tier: Tier) -> None:
         )
 
 
+def check_frame(header: Header, tier: Tier) -> None:
+    """Refuse a tier that a frame cannot decode at: its model lacks it, or the tokens for it were never stored.
+
+    Raises
+    ------
+    SpecError
+        It lists the tiers that there are.
+    """
+    assert header.model is not None  # the header's reader has checked it
+    check_tier(header.model, tier)
+    if find_model(header.model).card.codec == "vqvae":
+        from zarr_emcodec.codecs.vqvae_decode import leading_sections
+
+        leading_sections(header, tier.name.lower())
+
+
 def _words(tiers: tuple[TierName, ...]) -> str:
     listed = " and ".join(f"'{tier}'" for tier in tiers)
     return f"tier {listed}" if len(tiers) == 1 else f"tiers {listed}"

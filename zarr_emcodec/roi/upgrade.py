@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zarr_emcodec.errors import FrameError, JobError
-from zarr_emcodec.frame import Limits, Tier, read_header, replace_tier
-from zarr_emcodec.jobs.frames import ABSENT, Layout, layout_of, shard_index
+from zarr_emcodec.frame import Limits, Tier
+from zarr_emcodec.jobs.frames import Layout, layout_of
 from zarr_emcodec.jobs.grid import box_of, grid_shape, voxels
 from zarr_emcodec.jobs.report import Record
 from zarr_emcodec.roi.objects import Objects, open_objects
 from zarr_emcodec.roi.region import Factor, cells_of, indices_of
-from zarr_emcodec.roi.tiers import RICHNESS, check_layout, check_tier, has_tier, parse_tier
+from zarr_emcodec.roi.retier import Flag, Outcome, Retier
+from zarr_emcodec.roi.tiers import check_layout, check_tier, parse_tier
 from zarr_emcodec.runtime import current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     import zarr
 
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 _AT_ONCE = 8  # objects in flight: bounds memory, and how long others wait for their turn
-Outcome = tuple[Counter[str], int]
-"""Chunks by what became of them, and the bytes of an object that was replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +123,9 @@ def upgrade_roi(
     Each object is replaced whole and at once, so an interruption leaves every chunk readable, and running the same call
     again finishes the rest. In a shard the other chunks, and the index, keep their bytes. Several upgrades may run at
     once; nobody's change is lost.
+
+    At "prior" texture is made up where no token says what was there. The array's attributes say so from then on:
+    ``emcodec:synthesised`` is true. That is the one thing besides tiers that is written, once, and it stays.
     """
     return _retier(array, cells_of(roi, array.shape, array.chunks, radius=radius, factor=factor), tier, 1, progress)
 
@@ -176,7 +177,9 @@ def _retier(
     if isinstance(digest, str) and digest:
         check_tier(digest, wanted)  # before anything is written; frames of other models are looked at one by one
     objects = open_objects(array)
-    change = _Change(wanted, direction, Limits(max_chunk_bytes=current().max_chunk_bytes))
+    limits = Limits(max_chunk_bytes=current().max_chunk_bytes)
+    change = Retier(wanted, direction, limits)
+    flag = Flag(array, objects).set if wanted is Tier.PRIOR else None
     counts: Counter[str] = Counter()
     replaced: list[int] = []
     itemsize = np.dtype(array.dtype).itemsize
@@ -187,7 +190,7 @@ def _retier(
     for batch in _batched(_by_object(cells, layout)):
         # zarr's own loop: remote stores hold connections that belong to it
         for (_, indices), (outcome, n_bytes) in zip(
-            batch, sync(_retier_objects(array, layout, objects, batch, change)), strict=True
+            batch, sync(_retier_objects(array, layout, objects, batch, change, flag)), strict=True
         ):
             counts += outcome
             replaced += [n_bytes] if n_bytes else []
@@ -241,81 +244,21 @@ def _batched(work: Iterator[Work]) -> Iterator[list[Work]]:
         yield batch
 
 
-@dataclass(frozen=True)
-class _Change:
-    """To which tier, and whether up (1) or down (-1)."""
-
-    tier: Tier
-    direction: int
-    limits: Limits
-
-    def frame(self, index: Shape, data: bytes) -> tuple[bytes | None, str]:
-        """A frame at the new tier, or None, and what became of it.
-
-        Raises
-        ------
-        FrameError
-            If it is damaged; the message names its chunk.
-        SpecError
-            If its model lacks the tier.
-        """
-        try:
-            header = read_header(data, limits=self.limits)
-            if not has_tier(header):
-                return None, "plain"
-            if self.direction * (RICHNESS[self.tier] - RICHNESS[header.tier]) <= 0:
-                return None, "already"
-            assert header.model is not None  # the reader has checked it
-            check_tier(header.model, self.tier)
-            return replace_tier(data, self.tier, limits=self.limits), "changed"
-        except FrameError as error:
-            error.args = (f"chunk {index}: {error}",)
-            raise
-
-    def chunk(self, index: Shape, data: bytes | None) -> tuple[bytes | None, Outcome]:
-        """An object that is one frame."""
-        if data is None:
-            return None, (Counter(absent=1), 0)
-        new, became = self.frame(index, data)
-        return new, (Counter({became: 1}), 0 if new is None else len(new))
-
-    def shard(self, indices: list[Shape], layout: Layout, data: bytes | None) -> tuple[bytes | None, Outcome]:
-        """An object that holds many: frames keep their place and length, so the index stays true as it is."""
-        if data is None:
-            return None, (Counter(absent=len(indices)), 0)
-        assert layout.shards is not None
-        per_shard = grid_shape(layout.shards, layout.chunks)
-        table = shard_index(data, int(np.prod(per_shard)), layout.shard_config or {})
-        if isinstance(table, str):
-            raise JobError(f"chunk {indices[0]}: {table}. Restore the shard from its source.")
-        counts: Counter[str] = Counter()
-        out = bytearray(data)
-        for index in indices:
-            slot = np.ravel_multi_index([i % n for i, n in zip(index, per_shard, strict=True)], per_shard)
-            offset, length = table[int(slot)]
-            if (offset, length) == (ABSENT, ABSENT):
-                counts["absent"] += 1
-                continue
-            if offset + length > len(data):
-                raise JobError(f"chunk {index}: the shard's index points beyond its end. Restore it from its source.")
-            new, became = self.frame(index, data[offset : offset + length])
-            counts[became] += 1
-            if new is not None:
-                out[offset : offset + length] = new
-        changed = counts["changed"] > 0
-        return (bytes(out) if changed else None), (counts, len(out) if changed else 0)
-
-
 async def _retier_objects(
-    array: zarr.Array[Any], layout: Layout, objects: Objects, batch: list[Work], change: _Change
+    array: zarr.Array[Any],
+    layout: Layout,
+    objects: Objects,
+    batch: list[Work],
+    change: Retier,
+    flag: Callable[[], Awaitable[None]] | None,
 ) -> list[Outcome]:
     """Replace a handful of objects, all within one turn."""
 
     def update(index: Shape, chunks: list[Shape]) -> Any:
         key = (array.store_path / array.metadata.encode_chunk_key(index)).path
         if layout.shards is None:
-            return objects.update(key, partial(change.chunk, index))
-        return objects.update(key, partial(change.shard, chunks, layout))
+            return objects.update(key, partial(change.chunk, index), flag)
+        return objects.update(key, partial(change.shard, chunks, layout), flag)
 
     async with objects.turn():
         done = await asyncio.gather(*(update(*item) for item in batch), return_exceptions=True)
