@@ -21,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import zarr_emcodec
+from tests.codecs import vq
 from tests.codecs.frames import encode, frames, in_many_streams, symbols_of, with_escapes, with_other_tables
+from tests.models import FOLDER
 from tests.volumes import as_dtype, fibsem, padded
 from zarr_emcodec.codecs import decode_many
 from zarr_emcodec.codecs.mask import restore, unpack_mask
 from zarr_emcodec.errors import EmCodecError, FrameError
-from zarr_emcodec.frame import Kind, pack, unpack
+from zarr_emcodec.frame import Frame, Kind, Tier, pack, replace_tier, unpack
 from zarr_emcodec.frame.fields import MODELLED
 from zarr_emcodec.runtime import find_model
 
@@ -65,6 +67,17 @@ FEATURES: dict[str, Callable[[], bytes]] = {
     "nominal": lambda: encode(tissue(), ratio=24, mode="nominal"),
     "masked-box": lambda: encode(padded(tissue(), (4, 64, 64)), ratio=16),
     "masked-bitmap": lambda: encode(holed(), ratio=16),
+    "vqvae-top": lambda: vq.encode(tissue(), ratio=64),
+    "vqvae-prior": lambda: vq.encode(tissue(), ratio=64, tier="prior"),
+    "vqvae-full": lambda: vq.encode(tissue(), ratio=12.8),
+    "vqvae-nominal": lambda: vq.encode(tissue(), ratio=12.8, mode="nominal"),
+    "vqvae-blocks": lambda: vq.encode(wide := tissue(2, 100, 90), ratio=64, roi=vq.corner(wide.shape)),
+    "vqvae-blocks-prior": lambda: vq.encode(tissue(2, 100, 90), ratio=24, model="tiny-vq", tier="prior"),
+    "vqvae-none-chosen": lambda: vq.encode(tissue(), ratio=64, roi=np.zeros((2, 37, 45), bool)),
+    "vqvae-u16-fortran": lambda: vq.encode(np.asfortranarray(as_dtype(tissue(), "uint16")), ratio=12.8),
+    "vqvae-masked-bitmap": lambda: vq.encode(holed(), ratio=12.8),
+    "vqvae-one-level": lambda: vq.encode(tissue(), ratio=256),
+    "vqvae-volume": lambda: vq.encode(tissue(5), ratio=32, model="tiny-vq3d"),
 }
 
 
@@ -79,7 +92,15 @@ ERRORS: dict[str, Callable[[], bytes]] = {
     "unknown-kind": lambda: _edited(encode(tissue(), ratio=16), 3, 7),
     "lying-table": lambda: pack(replace(unpack(data := encode(tissue(), ratio=16)), sections=_lengthened(data))),
     "unknown-model": lambda: pack(replace(unpack(encode(tissue(), ratio=16)), model=bytes(range(8)))),
+    "vqvae-reserved-setting": lambda: vq.with_setting(vq.encode(tissue(), ratio=64), 0x11),
+    "vqvae-empty-map": lambda: pack(replace(frame := unpack(vq.frames()["blocks"]), sections=_unmapped(frame))),
+    "vqvae-tier-lacked": lambda: replace_tier(vq.encode(tissue(), ratio=256), Tier.PRIOR),
 }
+
+
+def _unmapped(frame: Frame) -> tuple[bytes, ...]:
+    side, *streams = map(bytes, frame.sections)
+    return (side[:2] + bytes(len(side) - 2), *streams)
 
 
 def _lengthened(data: bytes) -> tuple[bytes, ...]:
@@ -163,7 +184,8 @@ def main(folder: Path, names: list[str]) -> None:
     """Write the files of some features, or of all."""
     if unknown := set(names) - {*FEATURES, *ERRORS}:
         raise SystemExit(f"no such feature: {', '.join(sorted(unknown))}")
-    files = files_for(names or [*FEATURES, *ERRORS])
+    with zarr_emcodec.options(model_path=FOLDER):
+        files = files_for(names or [*FEATURES, *ERRORS])
     if there := [path for path in files if (folder / path).exists()]:
         raise SystemExit(f"golden frames are never rewritten, and these exist: {', '.join(there)}")
     for path, data in files.items():

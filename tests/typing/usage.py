@@ -9,7 +9,7 @@ import zarr
 from numpy.typing import NDArray
 
 import zarr_emcodec
-from zarr_emcodec import VAECodec, errors, v3
+from zarr_emcodec import VAECodec, VQVAECodec, errors, v3
 
 
 def pipeline_engineer(volume: NDArray[np.uint8]) -> zarr.Array[Any]:
@@ -18,11 +18,13 @@ def pipeline_engineer(volume: NDArray[np.uint8]) -> zarr.Array[Any]:
     zarr.create_array(
         "plain.zarr", data=volume, chunks=(16, 512, 512), serializer=v3.VAECodec(ratio=64), compressors=None
     )
+    zarr_emcodec.create_array("tokens.zarr", data=volume, codec="vqvae", ratio=1024)
+    zarr_emcodec.create_array("both.zarr", data=volume, codec=VQVAECodec(204.8, tier="top", price=0.5))
     return array
 
 
 def analyst(url: str) -> float:
-    node = zarr_emcodec.open(url, trust_embedded=True)
+    node = zarr_emcodec.open(url, trust_embedded=True, tier="top")
     assert isinstance(node, zarr.Array)
     section = np.asarray(node[0])
     return zarr_emcodec.psnr(section, section, peak=255)

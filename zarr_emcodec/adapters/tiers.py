@@ -46,10 +46,29 @@ def _holds(codec: Any) -> bool:
     return isinstance(codec, SpecSerializer) or (isinstance(codec, ShardingCodec) and any(map(_holds, codec.codecs)))
 
 
+class _ShardingAtTier(ShardingCodec):
+    """Shards whose chunks are read at a tier; unlike Zarr's own, pickling keeps what is not stored."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _sharding_at, (self.to_dict(), _tier_of(self))
+
+
+def _sharding_at(stored: dict[str, Any], tier: TierName) -> Any:
+    return _within(ShardingCodec.from_dict(stored), tier)
+
+
+def _tier_of(codec: Any) -> Any:
+    inner = codec
+    while isinstance(inner, ShardingCodec):
+        inner = next(filter(_holds, inner.codecs))
+    return inner.tier
+
+
 def _within(codec: Any, tier: TierName) -> Any:
     """The codec itself, or with what it wraps, reading at a tier."""
-    if isinstance(codec, ShardingCodec):
-        return dataclasses.replace(codec, codecs=tuple(_within(inner, tier) for inner in codec.codecs))
+    if isinstance(codec, ShardingCodec) and _holds(codec):
+        words = {field.name: getattr(codec, field.name) for field in dataclasses.fields(codec) if field.init}
+        return _ShardingAtTier(**{**words, "codecs": tuple(_within(inner, tier) for inner in codec.codecs)})
     return _reading(codec, tier) if isinstance(codec, SpecSerializer) else codec
 
 
