@@ -131,4 +131,7 @@ def test_what_is_no_region_of_the_array_is_refused(roi: Any, words: dict[str, An
 
 def test_boxes_are_completed() -> None:
     assert normal_box(np.s_[..., 3], SHAPE) == (slice(0, 20), slice(0, 37), slice(3, 4))
+    assert normal_box(np.s_[3:5], SHAPE) == (slice(3, 5), slice(0, 37), slice(0, 50))
+    assert cells_of(np.s_[3:5], SHAPE, CHUNKS).sum() == 15
+    assert cells_of(..., SHAPE, CHUNKS).all()
     assert normal_box(np.s_[:, 5:, :7], SHAPE) == (slice(0, 20), slice(5, 37), slice(0, 7))

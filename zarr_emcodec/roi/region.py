@@ -63,7 +63,7 @@ def cells_of(
     >>> cells_of((slice(0, 8), slice(60, 70)), (64, 128), (16, 64)).sum(axis=0)
     array([1, 1])
     """
-    roi = list(roi.boxes) if hasattr(roi, "boxes") else roi
+    roi = as_region(roi)
     if not is_boxes(roi):
         return _of_array(roi, shape, chunks, radius, factor)
     for name, value in (("radius", radius), ("factor", factor)):
@@ -89,6 +89,7 @@ def normal_box(box: Any, shape: Shape) -> Box:
     >>> normal_box((..., slice(2, None)), (4, 8))
     (slice(0, 4, None), slice(2, 8, None))
     """
+    box = as_region(box)
     parts = list(box) if isinstance(box, tuple) else [box]
     if not _is_box(tuple(parts)):
         raise SpecError(f"box {box!r}: needs a slice per axis, as in array[0:16, 0:512, 0:512].", name="box", value=box)
@@ -102,6 +103,13 @@ def normal_box(box: Any, shape: Shape) -> Box:
 
 def _is_box(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(p, slice | int | np.integer) or p is Ellipsis for p in value)
+
+
+def as_region(roi: Any) -> Any:
+    """Boxes of a proposal as a list; a lone slice or ``...`` as a box of the first axis, as in indexing."""
+    if isinstance(roi, slice) or roi is Ellipsis:
+        return (roi, ...) if isinstance(roi, slice) else (...,)
+    return list(roi.boxes) if hasattr(roi, "boxes") else roi
 
 
 def is_boxes(value: Any) -> bool:

@@ -229,7 +229,7 @@ def _outline(axes: Any, box: Box, found: TierMap) -> list[str]:
             height, width = found.chunks[-2:]
             corner = (column * width - 0.5, row * height - 0.5)
             colour = _COLOURS[name]
-            axes.add_patch(Rectangle(corner, width, height, facecolor=colour, alpha=0.12))
+            axes.add_patch(Rectangle(corner, width, height, facecolor=colour, alpha=0.07))
             axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.4))
             drawn.add(name)
     rank = {tier.name.lower(): level for tier, level in RICHNESS.items()}

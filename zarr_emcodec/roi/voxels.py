@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zarr_emcodec.roi.region import Factor, is_boxes, normal_box, per_axis
+from zarr_emcodec.roi.region import Factor, as_region, is_boxes, normal_box, per_axis
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def voxels_of(
            [0, 0, 0, 1, 1],
            [0, 0, 0, 0, 1]])
     """
-    roi = list(roi.boxes) if hasattr(roi, "boxes") else roi
+    roi = as_region(roi)
     if is_boxes(roi):
         return _in_boxes(roi if isinstance(roi, list) or isinstance(roi[0], tuple) else [roi], box, shape)
     values = roi if hasattr(roi, "dtype") else np.asarray(roi)
