@@ -266,3 +266,14 @@ def test_nearest_codes_are_the_nearest() -> None:
     assert (np.diff(near.excess, axis=1) >= 0).all()
     single = model.nearest("top", image, None, 1, Options(block_voxels=1 << 10))
     assert np.array_equal(single.code[:, 0], near.code[:, 0])
+
+
+def test_every_place_in_a_cell_has_tables_of_its_own() -> None:
+    model = vq.model("tiny-vq3d")
+    tokens = some_tokens(model, (2, 4, 6, 8))
+    index = model.table_index("top", tokens, None, OPTIONS)
+    for place, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        own = index[:, :, y::2, x::2]
+        assert 1 + 17 * place <= own.min()
+        assert own.max() <= 17 * (place + 1)
+    assert np.array_equal(model.table_index("top", tokens, None, Options(block_voxels=1 << 10)), index)

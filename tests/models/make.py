@@ -187,13 +187,14 @@ def prior(ndim: int, *, bottom: bool = False) -> bytes:
     return graph.to_bytes(inputs, {"table": ndim + 2})
 
 
-def tables(level: str, spreads: Sequence[float]) -> dict[str, Array]:
-    """Tables of a level: some around the middle, of these spreads, then one around each mean."""
+def tables(level: str, spreads: Sequence[float], *, places: int = 1) -> dict[str, Array]:
+    """Tables of a level, for each place in a cell: some around the middle, of these spreads, then one for each mean."""
     code = np.arange(CODES)
-    slope = np.array([0.1, 0.4, 0.4, 0.1])
     rows = [np.zeros(CODES + 1, np.uint16)]
     centres = [(7.5, spread) for spread in spreads] + [(float(c), 1.2) for c in range(N_MEANS)]
-    for centre, spread in centres:
+    for place, (centre, spread) in itertools.product(range(places), centres):
+        rare = 0.1 + 0.02 * place  # no two places alike
+        slope = np.array([rare, 0.5 - rare, 0.5 - rare, rare])
         mass = np.exp(-np.abs(code // 16 - centre) / spread) * slope[code // 4 % 4] * slope[code % 4]
         share = 1 + np.floor(mass / mass.sum() * ((1 << 14) - 1 - CODES)).astype(np.int64)
         share[mass.argmax()] += (1 << 14) - 1 - share.sum()
@@ -253,7 +254,7 @@ def volumes() -> dict[str, bytes]:
         "encoder.onnx": encoder((2, 4, 4), book),
         "decoder.onnx": decoder((2, 4, 4), book, "tokens"),
         "prior.onnx": prior(3),
-        "tables.npz": npz(tables("top", [4.0])),
+        "tables.npz": npz(tables("top", [4.0], places=4)),
     }
     places = sorted(itertools.product(range(2), repeat=3), key=lambda place: (sum(place) % 2, place))
     own = {

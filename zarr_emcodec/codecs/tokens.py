@@ -118,11 +118,10 @@ class TokenModel:
             if not own:
                 continue
             tables = Tables.from_arrays(own)
-            prior = self.card.priors.get(level)
-            n_tables = 1 + (prior.n_tables if prior else 1)
+            n_tables = 1 + self._n_choices(level) * math.prod(self._places(level))
             if tables.n_tables != n_tables or (tables.sizes[1:] != self.card.codes + 1).any() or tables.lows.any():
                 raise ModelError(
-                    f"model '{self.model.card.id}': tables of level '{level}' are not {n_tables - 1} tables of "
+                    f"model '{self.model.card.id}': tables of level '{level}' are not {n_tables - 1} of "
                     f"{self.card.codes} codes. Reinstall the model."
                 )
             out[level] = tables
@@ -197,24 +196,42 @@ class TokenModel:
 
         return self._decode(call, inputs, halo, options)
 
+    def _n_choices(self, level: str) -> int:
+        """Tables that a token of one place in a cell may have."""
+        prior = self.card.priors.get(level)
+        return 1 if prior is None else prior.n_tables
+
+    def _places(self, level: str) -> Shape:
+        """Places in a cell whose tokens have tables of their own, on each axis."""
+        return self.card.lattice if level == "top" else (1,) * len(self.card.lattice)
+
     def table_index(self, level: str, tokens: Tokens, top: Tokens | None, options: Options) -> NDArray[np.uint16]:
-        """The coder's table of each token of a level, from those that are known; 1 everywhere without a prior."""
-        out = np.ones(tokens.shape, np.uint16)
+        """The coder's table of each token of a level, from those that are known; without a prior that of its place."""
+        places = self._places(level)
+        place = np.arange(math.prod(places)).reshape(places)
+        repeats = [-(-n // p) for n, p in zip(tokens.shape[1:], places, strict=True)]
+        first = np.tile(place, repeats)[tuple(slice(n) for n in tokens.shape[1:])] * self._n_choices(level) + 1
+        # the coder's table 0 is none of the model's
+        return (self._choices(level, tokens, top, options) + first).astype(np.uint16)
+
+    def _choices(self, level: str, tokens: Tokens, top: Tokens | None, options: Options) -> NDArray[np.uint16]:
+        """Which of the tables of its place each token has."""
+        out = np.zeros(tokens.shape, np.uint16)
         prior = self.card.priors.get(level)
         if prior is None:
             return out
         part: Any = PRIOR_PARTS[level]
         refine = self.card.refine if level == "bottom" and self.card.refine else (1,) * (tokens.ndim - 1)
-        unit = tuple(math.lcm(LATTICE, r) for r in refine)
+        # pieces begin where the lattices of groups, of places and of the other level do
+        unit = tuple(math.lcm(LATTICE, n, r) for n, r in zip(self._places(level), refine, strict=True))
         inputs = {"tokens": Feed(tokens, unit)}
         if level == "bottom":
             assert top is not None
             inputs["top"] = Feed(top, tuple(u // r for u, r in zip(unit, refine, strict=True)))
 
         def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.uint16]:
-            # the first of equal scores, and the coder's table 0 is not the model's
-            index: NDArray[np.uint16] = (self.model.run(part, piece, options).argmax(1) + 1).astype(np.uint16)
-            return index
+            # of equal scores the first
+            return np.asarray(self.model.run(part, piece, options).argmax(1), np.uint16)
 
         units = tuple(-(-n // u) for n, u in zip(tokens.shape[1:], unit, strict=True))
         halo = tuple(-(-h // u) for h, u in zip(prior.halo, unit, strict=True))
