@@ -31,7 +31,7 @@ _HOME = {
     "worst_error": "zarr_emcodec.quality",
     "EmCodecError": "zarr_emcodec.errors",
 }
-_MODULES = ("errors", "n5", "quality", "v3")
+_MODULES = ("errors", "n5", "quality", "roi", "v3")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from zarr_emcodec import errors as errors
     from zarr_emcodec import n5 as n5
     from zarr_emcodec import quality as quality
+    from zarr_emcodec import roi as roi
     from zarr_emcodec import v3 as v3
     from zarr_emcodec.adapters.arrays import create_array as create_array
     from zarr_emcodec.adapters.arrays import open as open  # noqa: A004  # the package's own, as in zarr
