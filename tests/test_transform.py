@@ -68,3 +68,26 @@ def test_leading_axes_become_sections(shape: tuple[int, ...], sections: tuple[in
     chunk = np.zeros(shape, np.uint8)
     assert transform.sections_of(chunk).shape == sections
     assert (transform.n_sections(shape), *transform.section_shape(shape)) == sections
+
+
+@pytest.mark.parametrize(
+    ("shape", "volumes"),
+    [((7, 9), (1, 1, 7, 9)), ((5, 7, 9), (1, 5, 7, 9)), ((2, 5, 7, 9), (2, 5, 7, 9)), ((2, 3, 5, 7, 9), (6, 5, 7, 9))],
+)
+def test_chunks_are_seen_as_volumes(shape: tuple[int, ...], volumes: tuple[int, ...]) -> None:
+    assert transform.sections_of(np.zeros(shape), 3).shape == volumes
+    assert (transform.n_sections(shape, 3), *transform.section_shape(shape, 3)) == volumes
+    stride = (2, 4, 4)
+    padded = transform.pad_to_stride(np.zeros(volumes, np.float32), stride)
+    assert transform.padded_voxels(shape, stride) == padded.size
+    assert padded.shape[1:] == tuple(c * s for c, s in zip(transform.cells(volumes[1:], stride), stride, strict=True))
+
+
+def test_tiles_of_volumes_have_edges_and_halos_of_their_own_on_each_axis() -> None:
+    grid, edges, halos = (5, 9, 4), (2, 9, 3), (1, 3, 0)
+    seen = np.zeros(grid, int)
+    for tile in transform.tiles(grid, edges, halos):
+        seen[tile.target] += 1
+        for outer, target, n, halo in zip(tile.outer, tile.target, grid, halos, strict=True):
+            assert (outer.start, outer.stop) == (max(target.start - halo, 0), min(target.stop + halo, n))
+    assert (seen == 1).all()

@@ -22,8 +22,6 @@ _HOME = {
     "vae": "zarr_emcodec.codecs.vae_chain",
     "vqvae": "zarr_emcodec.codecs.vqvae_chain",
 }
-CODECS = tuple(_HOME)
-"""Names of all kinds."""
 
 
 @dataclass(frozen=True)
