@@ -51,13 +51,17 @@ def test_a_running_scheduler_is_used_and_left_as_it_was(
     scheduler: str, tmp_path: Path, reference: dict[str, str]
 ) -> None:
     made = small_plan(tmp_path)
-    report = recompress(made, scheduler=scheduler, blocks_per_task=3)
+    events: list[Any] = []
+    report = recompress(made, scheduler=scheduler, blocks_per_task=3, listener=events.append)
     assert report.ok
     assert report.threads == 2
     assert stored(tmp_path / "out.zarr") == reference
     with distributed.Client(scheduler, set_as_default=False) as client:
         jobs, tasks = client.run(lambda: len(block._jobs)), client.run_on_scheduler(_tasks)
     assert set(jobs.values()) == {0}
+    assert next(e["text"] for e in events if e["event"] == "advice").startswith(
+        "2 workers were started with MALLOC_TRIM"
+    )
     assert tasks == 0
 
 
@@ -175,6 +179,7 @@ def test_each_gpu_gets_a_worker_that_sees_no_other(tmp_path: Path) -> None:
         assert engine.threads == 2
         seen = engine._client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         assert sorted(seen.values()) == ["3", "5"]
+        assert engine.advice is None
         threads = engine._client.run(lambda: os.environ["OMP_NUM_THREADS"])
         assert set(threads.values()) == {"1"}
     finally:

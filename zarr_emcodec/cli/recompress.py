@@ -88,6 +88,8 @@ def recompress(
     def listen(event: Mapping[str, Any]) -> None:
         if event["event"] == "begun" and event["done"]:
             typer.echo(f"going on: {event['done']} of {event['blocks']} blocks are done", err=True)
+        if event["event"] == "advice":
+            typer.echo(f"advice: {event['text']}", err=True)
         if event.get("dashboard"):
             typer.echo(f"dashboard: {event['dashboard']}", err=True)
 

@@ -24,8 +24,9 @@ On disk, under ``.emcodec/ledger/`` beside the array's metadata::
     run-0000/start.json    one folder for each run: when, where, with which versions
     run-0000/000000.jsonl  records, one a line; a part is closed at 1000 and never changes again
 
-Runs and parts are counted, so nothing is ever listed. The open part is replaced by a longer one at most once a second:
-what a killed client knew and had not written is at most that second, and its blocks are done again.
+Runs and parts are counted, so nothing is ever listed. The open part is replaced by a longer one with every record, or
+where that would take more than a twentieth of the time, with several, a second's at most: what a killed client knew and
+had not written is done again.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ FOLDER = ".emcodec/ledger"
 DONE, FAILED = "done", "failed"
 _PART_RECORDS = 1000
 _FLUSH_S = 1.0
+_FLUSH_SHARE = 20  # of the time, one part
 _BEAT_S = 15.0
 _LEASE_S = 300.0  # a block may keep a serial run from giving a sign of life for minutes
 _WINDOW = 1 << 16  # bytes of the bitmap unpacked at a time
@@ -83,7 +85,7 @@ class Ledger:
         self.run = 0
         self._id = secrets.token_hex(8)
         self._flush_s = flush_s
-        self._flushed_at = self._beaten_at = 0.0
+        self._flushed_at = self._beaten_at = self._flush_took = 0.0
         self._lines: list[str] = []
         self._part = 0
         self._dirty = False
@@ -99,7 +101,7 @@ class Ledger:
         plan : mapping
             Plain data with "digest" and "n_blocks".
         flush_s : float
-            Longest time between a record and its being durable, while records keep coming; 0 for at once.
+            Longest time between a record and its being durable, as long as `tick` is called; 0 for at once.
 
         Raises
         ------
@@ -163,18 +165,20 @@ class Ledger:
     def tick(self) -> None:
         """Write what is due: records, a sign of life. To be called now and then."""
         now = time.monotonic()
-        if self._dirty and now - self._flushed_at >= self._flush_s:
+        if self._dirty and now - self._flushed_at >= min(self._flush_s, _FLUSH_SHARE * self._flush_took):
             self.flush()
         if now - self._beaten_at >= _BEAT_S:
             self._beat()
 
     def flush(self) -> None:
         """Make every record durable."""
+        begun = time.monotonic()
         if self._dirty:
             name = f"{FOLDER}/run-{self.run:04d}/{self._part:06d}.jsonl"
             store.put(self._place, name, ("\n".join(self._lines) + "\n").encode())
             self._dirty = False
         self._flushed_at = time.monotonic()
+        self._flush_took = self._flushed_at - begun
 
     def close(self) -> None:
         """Write what is left and let others in."""

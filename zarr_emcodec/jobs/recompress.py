@@ -240,6 +240,8 @@ class _Run:
         with closing(start()) as engine, _stop() as stopped:
             self.threads = getattr(engine, "threads", 1)
             self.journal.tell("workers", threads=self.threads, dashboard=getattr(engine, "dashboard", None))
+            if advice := getattr(engine, "advice", None):
+                self.journal.tell("advice", text=advice)
             block_bytes = self.plan.raw_bytes // self.plan.n_blocks
             drive = execute.Drive(
                 engine,
