@@ -189,7 +189,7 @@ def test_priors_beat_order_0_and_the_coder_reaches_their_code_length(trained: Pa
 def test_what_is_exported_decodes_what_it_encodes(trained: Path, data: TokenData, tmp_path: Path) -> None:
     card = prior.export_prior(trained, tmp_path / "model")
     assert set(card["files"]) == {"prior.onnx", "prior-bottom.onnx", "tables.npz"}
-    assert card["prior"]["bottom"]["policy"] == "draw"
+    assert card["bottom"]["policy"] == "draw"
     with np.load(tmp_path / "model" / "tables.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file}
     batch = next(batches(data, "held_out"))
@@ -198,7 +198,7 @@ def test_what_is_exported_decodes_what_it_encodes(trained: Path, data: TokenData
         graph = session((tmp_path / "model" / name).read_bytes())
         top = batch["top"] if level == "bottom" else None
         tokens = batch[level]
-        groups = [tuple(position) for (position,) in card["prior"][level]["groups"]]
+        groups = [tuple(position) for (position,) in card[level]["groups"]]
 
         def index(known: Array, at: Any, graph: Any = graph, top: Array | None = top) -> Array:
             scores = graph.run(None, feed(known, top))[0]

@@ -42,8 +42,8 @@ def export_prior(checkpoint: Path, folder: Path, *, policy: str = "draw") -> dic
     Returns
     -------
     dict
-        ``prior``: the card's ``decoder.prior``. ``files``: SHA-256 by name, for ``decoder.files``. ``measured``:
-        figures on held-out tokens. ``training``: how it was fitted.
+        The card's ``decoder.prior``, by level, and under ``files`` the SHA-256 of each file, for ``decoder.files``.
+        Figures on held-out tokens are with `report`.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def export_prior(checkpoint: Path, folder: Path, *, policy: str = "draw") -> dic
     for name, data in files.items():
         (folder / name).write_bytes(data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    return {"prior": card, "files": hashes, "measured": finished.figures, "training": finished.fit}
+    return {**card, "files": hashes}
 
 
 def report(tokens: Path, checkpoint: Path, autoregressive: Path | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from zarr_emcodec.train.tokens import Batch, TokenData, Windows, batches
 
 WINDOW = {2: 16, 3: 6}
 """Tokens along each axis of a window, by the number of axes: some 250 steps of a sequence."""
-_RATE, _DECAY, _WARM_UP, _CLIP = 1e-3, 0.05, 100, 1.0
+_RATE, _DECAY, _WARM_UP, _CLIP = 2e-3, 0.05, 100, 1.0
 _SEQUENCES = 8  # a step
 
 

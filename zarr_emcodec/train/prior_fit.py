@@ -32,7 +32,7 @@ class FitConfig:
     window: int = 16  # cells; a chunk of 512 voxels has that many at a stride of 32
     tokens: int = 4096  # a step
     rate: float = 6e-3  # Adam; a third of it learns half as fast
-    decay: float = 0.1  # of weights, decoupled; a volume has few tokens, and large priors learn them by heart
+    decay: float = 0.3  # of weights, decoupled; a volume has few tokens, and large priors learn them by heart
     drop: float = 0.1  # of context numbers
     warm_up: int = 100  # steps until the full learning rate
     seeds: int = 65536  # contexts that are clustered for each pool of tables

@@ -57,15 +57,12 @@ class Finished(NamedTuple):
     priors : dict
         Network and tables by level.
     transformer : TokenTransformer or None
-    fit : dict
-        How the parallel priors were fitted.
     figures : dict
         Measured on held-out tokens, by level.
     """
 
     priors: dict[str, tuple[ParallelPrior, Tables]]
     transformer: TokenTransformer | None
-    fit: dict[str, Any]
     figures: dict[str, Any]
 
 
@@ -211,7 +208,7 @@ def load_finished(checkpoint: Path) -> Finished:
             model = ParallelPrior(PriorConfig.from_dict(shape))
             model.load_state_dict(saved["fits"][name]["model"])
             priors[name] = model, Tables.from_arrays(_arrays(saved["tables"][name]))
-    return Finished(priors, transformer, {**config["fit"], "minutes": round(saved["elapsed_s"] / 60, 2)}, figures)
+    return Finished(priors, transformer, figures)
 
 
 def _configure(data: TokenData, names: list[str], changes: dict[str, int], fit: FitConfig, seed: int) -> dict[str, Any]:

@@ -36,8 +36,8 @@ class TransformerConfig:
 
     window: tuple[int, ...] = (16, 16)
     conditional: bool = True
-    width: int = 160
-    layers: int = 4
+    width: int = 128
+    layers: int = 3
     heads: int = 4
     drop: float = 0.1
 
