@@ -32,8 +32,12 @@ def compress(
     source: Annotated[str, typer.Argument(help="TIFF or OME-TIFF stack, .npy, Zarr v2 or v3 (path or URL).")],
     destination: Annotated[Path, typer.Argument(help="Zarr array to write.")],
     ratio: Annotated[
-        float | None, typer.Option(help="Raw bytes over stored bytes; 32 unless a quality is asked.")
+        float | None,
+        typer.Option(help="Raw bytes over stored bytes; 32 (vqvae: 1024) unless a quality is asked."),
     ] = None,
+    codec: Annotated[
+        str, typer.Option(help="Family of models: vae, or vqvae (tokens, to 1024x, read at tiers).")
+    ] = "vae",
     model: Annotated[
         str, typer.Option(help="Model name, name@version or sha256:...; see the command models.")
     ] = "auto",
@@ -46,6 +50,9 @@ def compress(
     mode: Annotated[Mode, typer.Option(help="nominal: fixed-width latents.")] = Mode.ENTROPY,
     window: Annotated[
         str | None, typer.Option(metavar="LOW,HIGH", help="Grey range of uint16, int16 and float32 data.")
+    ] = None,
+    effort: Annotated[
+        int | None, typer.Option(min=0, max=9, help="Search longer for better tokens; vqvae only.")
     ] = None,
     chunks: Annotated[
         str | None,
@@ -75,11 +82,13 @@ def compress(
             source,
             destination,
             ratio=ratio,
+            codec=codec,
             model=model,
             mode="nominal" if mode is Mode.NOMINAL else "entropy",
             min_psnr=min_psnr,
             max_error=max_error,
             window=console.two_numbers(window, "window"),
+            effort=effort,
             chunks=console.integers(chunks, "chunks"),
             shards=console.integers(shards, "shards"),
             zarr_format=2 if zarr_format is ZarrFormat.V2 else 3,

@@ -18,6 +18,7 @@ import numpy as np
 from zarr_emcodec.errors import SpecError
 from zarr_emcodec.jobs import compare, grid
 from zarr_emcodec.jobs.census import Census, take_census
+from zarr_emcodec.jobs.coding import chunks_for, codec_from
 from zarr_emcodec.jobs.frames import layout_of, stored_bytes
 from zarr_emcodec.jobs.landing import landing
 from zarr_emcodec.jobs.measure import Guard
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import zarr
 
     from zarr_emcodec._types import Shape
-    from zarr_emcodec.adapters.numcodecs import VAECodec
+    from zarr_emcodec.adapters.numcodecs import SpecCodec
 
 ATTRIBUTE = "emcodec"
 """Name of the array attribute that holds origin and measured quality."""
@@ -103,11 +104,13 @@ def compress(
     destination: str | os.PathLike[str],
     *,
     ratio: float | None = None,
+    codec: str = "vae",
     model: str = "auto",
     mode: Literal["entropy", "nominal"] = "entropy",
     min_psnr: float | None = None,
     max_error: float | None = None,
     window: tuple[float, float] | None = None,
+    effort: int | None = None,
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | None = None,
     zarr_format: Literal[2, 3] = 3,
@@ -125,10 +128,12 @@ def compress(
         Anything that `open_source` reads.
     destination : path
         Local; becomes a directory that any Zarr reader with this package installed can open.
-    ratio, model, mode, min_psnr, max_error, window
-        As in `zarr_emcodec.VAECodec`.
+    codec : str
+        Family of models: "vae", or "vqvae" (tokens: the highest ratios, read at tiers).
+    ratio, model, mode, min_psnr, max_error, window, effort
+        As in `zarr_emcodec.VAECodec` and `zarr_emcodec.VQVAECodec`; `effort` is for codecs that have one.
     chunks : sequence of int, voxels, optional
-        About 16 x 512 x 512 when not given, fitted to the array.
+        About 16 x 512 x 512 when not given, larger for tokens, fitted to the array.
     shards : sequence of int, voxels, optional
         Multiples of the chunks; Zarr v3 only.
     zarr_format : {2, 3}
@@ -156,10 +161,15 @@ def compress(
     SpecError
         If source or options cannot be coded.
     """
-    codec = _codec(ratio, model, mode, min_psnr, max_error, window)
+    words = {"ratio": ratio, "model": model, "mode": mode, "min_psnr": min_psnr, "max_error": max_error,
+             "window": window, "effort": effort}  # fmt: skip
+    config = {"id": f"emcodec_{codec}", **{key: value for key, value in words.items() if value is not None}}
+    codec_from(config)  # what cannot work ends here, before the source is opened
     with open_source(source) as volume, landing(destination, overwrite=overwrite, keep=source) as draft:
-        chunk_shape = grid.fit_chunks(volume.shape, chunks)
-        array = _create(draft, volume, codec, chunk_shape, shards, zarr_format, embed_model)
+        if codec == "vqvae" and volume.voxel_nm is not None and len(volume.voxel_nm) == 3:
+            config["voxel_nm"] = volume.voxel_nm  # volumes or sections: the voxels' shape decides
+        made = codec_from(config)
+        array = _create(draft, volume, made, chunks_for(config, volume.shape, chunks), shards, zarr_format, embed_model)
         tick = _Ticks(progress, volume.nbytes * (2 if verify else 1))
         started = time.perf_counter()
         extremes = _copy(volume, array, tick)
@@ -169,7 +179,7 @@ def compress(
         found, read_s = _read_back(volume, array, peak, census, tick) if verify else (None, None)
         _sign(array, volume, extremes, found)
         if picture is not None:
-            draw_rows(picture, volume, [(f"{codec.spec.model}", array)], peak=peak)
+            draw_rows(picture, volume, [(f"{made.spec.model}", array)], peak=peak)
         size = stored_bytes(array)
     return Report(
         source=volume.location,
@@ -180,7 +190,7 @@ def compress(
         shards=array.shards,
         dtype=volume.dtype.name,
         zarr_format=zarr_format,
-        model=codec.spec.model,
+        model=made.spec.model,
         raw_bytes=volume.nbytes,
         stored_bytes=size,
         ratio=volume.nbytes / size,
@@ -199,23 +209,10 @@ def compress(
     )
 
 
-def _codec(
-    ratio: float | None,
-    model: str,
-    mode: Literal["entropy", "nominal"],
-    min_psnr: float | None,
-    max_error: float | None,
-    window: tuple[float, float] | None,
-) -> VAECodec:
-    from zarr_emcodec.adapters.numcodecs import VAECodec
-
-    return VAECodec(ratio, model=model, mode=mode, min_psnr=min_psnr, max_error=max_error, window=window)
-
-
 def _create(
     draft: Path,
     volume: Source,
-    codec: VAECodec,
+    codec: SpecCodec,
     chunks: Shape,
     shards: Sequence[int] | None,
     zarr_format: Literal[2, 3],
