@@ -163,7 +163,10 @@ def compress(
     """
     words = {"ratio": ratio, "model": model, "mode": mode, "min_psnr": min_psnr, "max_error": max_error,
              "window": window, "effort": effort}  # fmt: skip
-    config = {"id": f"emcodec_{codec}", **{key: value for key, value in words.items() if value is not None}}
+    config: dict[str, Any] = {
+        "id": f"emcodec_{codec}",
+        **{key: value for key, value in words.items() if value is not None},
+    }
     codec_from(config)  # what cannot work ends here, before the source is opened
     with open_source(source) as volume, landing(destination, overwrite=overwrite, keep=source) as draft:
         if codec == "vqvae" and volume.voxel_nm is not None and len(volume.voxel_nm) == 3:
