@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +156,7 @@ def small(data: TokenData, checkpoint: Path, **changes: Any) -> PriorTrainer:
 def steps(trainer: PriorTrainer, n: int) -> None:
     for part in trainer.fits.values():
         for i in range(n):
-            part.train_step(i / n)
+            part.advance(i / n)
         part.check()
 
 
@@ -234,6 +236,28 @@ def test_a_finished_run_is_left_alone_and_an_unfinished_one_is_not_exported(
         prior.export_prior(tmp_path / "b.pt", tmp_path)
     with pytest.raises(SpecError, match="another checkpoint"):
         small(data, trained, kind="autoregressive")
+
+
+def test_a_fit_that_gets_worse_goes_back_slows_down_and_ends(data: TokenData, tmp_path: Path) -> None:
+    trainer = small(data, tmp_path / "d.pt")
+    part = trainer.fits["top"]
+    part.check()
+    kept = copy.deepcopy(part.model.state_dict())
+    with torch.no_grad():
+        for parameter in part.model.parameters():
+            parameter.mul_(3)
+    part.check()
+    assert part.bits > part.best_bits + 0.1
+    for name, value in part.model.state_dict().items():
+        assert torch.equal(value, kept[name])
+    part.train_step(0.0)
+    assert part.optimiser.param_groups[0]["lr"] < 0.5 * 0.02
+    for other in trainer.fits.values():
+        other.pace = 0.01
+    started = time.monotonic()
+    trainer.run(60.0, lambda _: None)
+    assert time.monotonic() - started < 60
+    assert load_finished(tmp_path / "d.pt").priors.keys() == {"top", "bottom"}
 
 
 def test_a_lattice_has_tables_for_each_of_its_codebooks(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class TransformerFit(Fit[TokenTransformer]):
         """One step at a share of the time budget that is used up; the mean code length in bits."""
         rate = 0.5 * (1 + math.cos(math.pi * min(share, 1.0))) + 0.01
         for group in self.optimiser.param_groups:
-            group["lr"] = _RATE * rate * min(1.0, (self.step + 1) / _WARM_UP)
+            group["lr"] = _RATE * self.pace * rate * min(1.0, (self.step + 1) / _WARM_UP)
         self.model.train()
         tokens, top = split_batch(self.data, self.windows.batch(_SEQUENCES * self.edge**self.data.ndim))
         loss = F.cross_entropy(self.model(tokens, top).flatten(0, 1), tokens.flatten())

@@ -67,15 +67,28 @@ def contexts(model: ParallelPrior, level: str, parts: Iterable[Batch]) -> Iterat
             yield Cells(group, context, model.at(tokens, group).flatten())
 
 
+_NUMBERS = ("step", "pace", "bits", "best_bits")
 Network = TypeVar("Network", bound=nn.Module)
 
 
+CHECK_STEPS = 50
+"""Steps between checks on held-out tokens."""
+_SLOWER = 0.4  # the learning rate after a check that found no better network, times this
+_SLOWEST = 0.02  # of the first learning rate: where there is nothing more to be had
+
+
 class Fit(Generic[Network]):
-    """A network on its way, what it learns from, and the best state so far; all that matters is in `state`."""
+    """A network on its way, what it learns from, and the best state so far; all that matters is in `state`.
+
+    A volume has so few tokens that networks learn them by heart. Where a check finds the network no better, it goes
+    back to the best one and on more slowly, until it is `done`.
+    """
 
     def __init__(self, model: Network, optimiser: torch.optim.Optimizer, windows: Windows) -> None:
         self.model, self.optimiser, self.windows = model, optimiser, windows
         self.step = 0
+        self.pace = 1.0
+        self.bits = math.inf
         self.best_bits = math.inf
         self.best: dict[str, Tensor] = {}
 
@@ -85,15 +98,16 @@ class Fit(Generic[Network]):
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
-            "best_bits": self.best_bits,
-            "step": self.step,
+            "numbers": {name: getattr(self, name) for name in _NUMBERS},
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`, with windows that were not drawn before."""
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.best, self.best_bits, self.step = state["best"], state["best_bits"], state["step"]
+        self.best = state["best"]
+        for name in _NUMBERS:
+            setattr(self, name, state["numbers"][name])
         self.windows.random = np.random.default_rng([self.step, int(self.windows.random.integers(1 << 32))])
 
     def train_step(self, share: float) -> float:
@@ -104,12 +118,30 @@ class Fit(Generic[Network]):
         """Mean code length of held-out tokens, in bits."""
         raise NotImplementedError
 
-    def check(self) -> dict[str, float]:
-        """Validate, and remember the network if it is the best so far."""
-        bits = self.validate()
-        if bits < self.best_bits:
-            self.best_bits, self.best = bits, copy.deepcopy(self.model.state_dict())
-        return {"step": self.step, "soft_bits": round(bits, 4)}
+    @property
+    def done(self) -> bool:
+        """Whether going on would gain nothing."""
+        return self.pace < _SLOWEST
+
+    def advance(self, share: float) -> float:
+        """`train_step`, and a check where it is due."""
+        bits = self.train_step(share)
+        if self.step % CHECK_STEPS == 0:
+            self.check()
+        return bits
+
+    def check(self) -> None:
+        """Validate: remember the network if it is the best so far, else go back to that and on more slowly."""
+        self.bits = self.validate()
+        if self.bits < self.best_bits:
+            self.best_bits, self.best = self.bits, copy.deepcopy(self.model.state_dict())
+        else:
+            self.pace *= _SLOWER
+            self.take_best()
+
+    def progress(self) -> dict[str, float]:
+        """Steps taken, and the code length at the last check and at the best, in bits."""
+        return {"step": self.step, "soft_bits": round(self.bits, 4), "best_bits": round(self.best_bits, 4)}
 
     def take_best(self) -> None:
         """Go back to the best network that a check saw."""
@@ -150,7 +182,7 @@ class ParallelFit(Fit[ParallelPrior]):
         """One step at a share of the time budget that is used up; the mean code length of the tokens, in bits."""
         rate = 0.5 * (1 + math.cos(math.pi * min(share, 1.0))) + 0.01
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.rate * rate * min(1.0, (self.step + 1) / self.config.warm_up)
+            group["lr"] = self.config.rate * self.pace * rate * min(1.0, (self.step + 1) / self.config.warm_up)
         loss, n = torch.zeros(()), 0
         for cells in contexts(self.model, self.level, [self.windows.batch(self.n_cells)]):
             logits = self.model.predict(F.dropout(cells.context, self.config.drop), cells.group)

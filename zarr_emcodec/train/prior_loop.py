@@ -41,7 +41,7 @@ class Progress:
     loss : dict
         Mean code length of the training tokens since the last report, in bits a token, by level.
     validation : dict
-        Steps taken and code length of held-out tokens, by level; all figures at the end.
+        Steps taken and code lengths of held-out tokens, by level; all figures at the end.
     """
 
     minutes: float
@@ -125,28 +125,36 @@ class PriorTrainer:
     def run(self, minutes: float, report: Callable[[Progress], None], *, every_s: float = 60.0) -> None:
         """Train until the budget over all runs of this checkpoint is used up, then make tables and measure.
 
-        A finished checkpoint is left as it is, unless the budget has grown.
+        Ends before where no level gets any better. A finished checkpoint is left as it is, unless the budget has grown
+        and there is something to gain.
         """
-        if self.figures and self.elapsed_s >= 60 * minutes:
+        if self.figures and (self.elapsed_s >= 60 * minutes or all(part.done for part in self.fits.values())):
             report(Progress(round(self.elapsed_s / 60, 3), {}, self.figures))
             return
         started = time.monotonic() - self.elapsed_s
         told = -math.inf
         spent = dict.fromkeys(self.fits, 0.0)
         losses: dict[str, list[float]] = {name: [] for name in self.fits}
+        for part in self.fits.values():
+            if not part.step:
+                part.check()
         while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
-            name = min(spent, key=spent.__getitem__)  # levels take turns by time: their steps differ in cost
+            open_ones = [name for name, part in self.fits.items() if not part.done]
+            if not open_ones:
+                break
+            name = min(open_ones, key=spent.__getitem__)  # levels take turns by time: their steps differ in cost
             before = time.monotonic()
-            losses[name].append(self.fits[name].train_step(share))
+            losses[name].append(self.fits[name].advance(share))
             spent[name] += time.monotonic() - before
             self.elapsed_s = time.monotonic() - started
             if self.elapsed_s - told >= every_s:
                 told = self.elapsed_s
-                report(self._progress(losses, {key: part.check() for key, part in self.fits.items()}))
+                report(self._progress(losses, {key: part.progress() for key, part in self.fits.items()}))
                 self.figures = {}
                 self.save({})
         for part in self.fits.values():
             part.check()
+        self.elapsed_s = time.monotonic() - started
         tables, self.figures = self._finish()
         self.save(tables)
         report(self._progress(losses, self.figures))
