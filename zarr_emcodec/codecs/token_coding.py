@@ -252,7 +252,7 @@ def make_up(
     keys: NDArray[np.uint64],
     options: Options,
 ) -> None:
-    """Fill in bottom tokens that are not stored, as the prior's card says: the likeliest, or drawn by integer hashes.
+    """Fill in bottom tokens that are not stored, as the prior's card says: likeliest, mean, or drawn by hashes.
 
     Parameters
     ----------
@@ -270,11 +270,12 @@ def make_up(
         return
     last = model.card.codes - 1
     prior = model.card.priors.get("bottom")
-    likeliest = tables.freqs[:, : last + 1].argmax(1)
+    policy = "mode" if prior is None else prior.policy
+    fixed = model.means if policy == "mean" else tables.freqs[:, : last + 1].argmax(1)
 
     def decide(here: Mask, index: NDArray[np.uint16]) -> NDArray[np.integer]:
-        if prior is None or prior.policy == "mode":
-            return np.asarray(likeliest[index])
+        if policy != "draw":
+            return np.asarray(fixed[index])
         _, columns = tables.decoding(np.unique(index).astype(np.intp))
         slot = (keys[here] >> np.uint64(64 - tables.precision)).astype(np.int64)
         # the escape's share is the last, and counts for the last code

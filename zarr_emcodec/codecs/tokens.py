@@ -127,6 +127,18 @@ class TokenModel:
             out[level] = tables
         return out
 
+    @cached_property
+    def means(self) -> NDArray[np.int64]:
+        """For policy "mean": the bottom token nearest to the mean code vector under each table, by table."""
+        found = self.model.tables().get("bottom_mean")
+        n_tables = self.tables["bottom"].n_tables
+        if found is None or found.shape != (n_tables,) or found.dtype.kind != "u" or (found >= self.card.codes).any():
+            raise ModelError(
+                f"model '{self.model.card.id}': its prior takes the mean, and tables.npz does not say it for "
+                f"{n_tables} tables of {self.card.codes} codes. Reinstall the model."
+            )
+        return found.astype(np.int64)
+
     def nearest(self, level: str, image: Image, decoded: Image | None, count: int, options: Options) -> Candidates:
         """The codes nearest to each cell of a level.
 

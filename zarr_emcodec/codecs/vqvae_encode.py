@@ -40,9 +40,9 @@ from zarr_emcodec.runtime import Options
 S = TypeVar("S", bound=np.generic)
 _PRICED = 32  # codes that are weighed against their bits, at least
 _CANDIDATES = 1 << 22  # in memory for all tokens of a level, unless that is fewer for each
-_FIRST_PRICE = 0.01  # squared deviations a bit, for each voxel of a token: below it hardly a token changes
-_PRICE_STEP = 4.0
-_TRIES = 6  # the last costs a squared deviation and more for each voxel: nothing is left to squeeze out
+_FIRST_PRICE = 0.03  # squared deviations a bit, for each voxel of a token: below it hardly a token changes
+_PRICE_STEP = 1.4
+_TRIES = 13  # the last costs a squared deviation and more for each voxel: nothing is left to squeeze out
 
 
 @dataclass(eq=False)

@@ -9,7 +9,8 @@ stated::
                  "lattice": top tokens of one cell of the networks, on each axis}                 1 when not given
     halo        cells around a cell that ``decoder.onnx`` sees
     halos       {"decoder-bottom": the same of ``decoder-bottom.onnx``}; in ``encoder``: {"encoder-bottom": ...}
-    prior       {level: {"tables": M, "groups": [...], "halo": tokens of that level, "policy": "mode" or "draw"}}
+    prior       {level: {"tables": M, "groups": [...], "halo": tokens of that level,
+                         "policy": "mode", "mean" or "draw"}}                    "mean" needs bottom_mean in the tables
     encoder     {"price": squared standard deviations that a bit is worth}                          0 when not given
 """
 
@@ -24,7 +25,7 @@ from zarr_emcodec.runtime.card_values import CardReader
 
 LEVELS = ("top", "bottom")
 PRIOR_PARTS = {"top": "prior", "bottom": "prior-bottom"}
-POLICIES = ("mode", "draw")
+POLICIES = ("mode", "mean", "draw")
 LATTICE = 2
 """Edge of the lattice cell in whose terms groups are stated."""
 _MAX_CODES = 4096
@@ -49,7 +50,7 @@ class PriorCard:
         Positions in a lattice cell of 2 tokens on each axis; a group is coded at once, given all groups before it.
     halo : tuple of int
         Tokens of the level around a token that its table depends on.
-    policy : {"mode", "draw"}
+    policy : {"mode", "mean", "draw"}
         How tokens that are not stored are made from the tables.
     """
 

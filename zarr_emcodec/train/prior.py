@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from zarr_emcodec.errors import ModelError
+from zarr_emcodec.errors import ModelError, SpecError
 from zarr_emcodec.train.prior_graph import prior_onnx
 from zarr_emcodec.train.prior_loop import PriorTrainer, Progress, load_finished
 from zarr_emcodec.train.prior_report import compare
@@ -25,7 +26,9 @@ from zarr_emcodec.train.tokens import read_tokens
 _FILES = {"top": "prior.onnx", "bottom": "prior-bottom.onnx"}
 
 
-def export_prior(checkpoint: Path, folder: Path, *, policy: str = "draw") -> dict[str, Any]:
+def export_prior(
+    checkpoint: Path, folder: Path, *, policy: str = "draw", codebook: NDArray[np.float32] | None = None
+) -> dict[str, Any]:
     """Write a finished parallel prior into a model directory.
 
     Parameters
@@ -36,8 +39,10 @@ def export_prior(checkpoint: Path, folder: Path, *, policy: str = "draw") -> dic
         Gets ``prior.onnx``, for two levels ``prior-bottom.onnx`` as well, and ``tables.npz``: the members of `Tables`
         with the level before them, as in ``top_freqs``. Table ``1 + place * M + i`` is what the network's score ``i``
         stands for, ``place`` being the token's position in the lattice, row-major; 0 in two-level models.
-    policy : {"draw", "mode"}
+    policy : {"draw", "mode", "mean"}
         How bottom tokens that are not stored are made from the tables.
+    codebook : ndarray, shape (K, D), float32, optional
+        Of the bottom tokens, for policy "mean": which code is nearest to a table's mean.
 
     Returns
     -------
@@ -64,6 +69,10 @@ def export_prior(checkpoint: Path, folder: Path, *, policy: str = "draw") -> dic
         card[level] = {"tables": config.tables, "groups": groups, "halo": config.halo}
     if "bottom" in card:
         card["bottom"]["policy"] = policy
+        if policy == "mean":
+            if codebook is None:
+                raise SpecError("policy 'mean' needs the codebook of the bottom tokens.", name="codebook", value=None)
+            arrays["bottom_mean"] = nearest_to_mean(arrays["bottom_freqs"][:, : len(codebook)], codebook)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     files["tables.npz"] = buffer.getvalue()
@@ -72,6 +81,32 @@ def export_prior(checkpoint: Path, folder: Path, *, policy: str = "draw") -> dic
         (folder / name).write_bytes(data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return {**card, "files": hashes}
+
+
+def nearest_to_mean(shares: NDArray[np.uint16], codebook: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The code nearest to the mean code vector under each table: the guess of least expected squared error.
+
+    Parameters
+    ----------
+    shares : ndarray, shape (tables, K)
+        Frequencies.
+    codebook : ndarray, shape (K, D)
+
+    Returns
+    -------
+    ndarray, shape (tables,), uint16
+
+    Examples
+    --------
+    >>> nearest_to_mean(np.array([[5, 1, 5]], "u2"), np.array([[-1], [0.1], [1]], "f4"))
+    array([1], dtype=uint16)
+    """
+    weight = shares.astype(np.float64)
+    mean = (
+        weight @ codebook.astype(np.float64) / np.maximum(weight.sum(1, keepdims=True), 1)
+    )  # (tables, D); the skip table is empty
+    distances = np.square(codebook).sum(1)[None] - 2 * mean @ codebook.T.astype(np.float64)
+    return np.asarray(distances.argmin(1).astype(np.uint16))
 
 
 def report(tokens: Path, checkpoint: Path, autoregressive: Path | None = None) -> dict[str, Any]:
