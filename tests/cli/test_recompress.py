@@ -45,6 +45,25 @@ def test_a_plan_from_a_file(tmp_path: Path) -> None:
     assert "changed by hand" in run("recompress", tmp_path / "plan.json", "--serial", status=2).stderr
 
 
+def test_a_pyramid_is_written_level_by_level(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.tile(fibsem()[:4], (1, 3, 3)))
+    words = (
+        "recompress",
+        tmp_path / "in.npy",
+        tmp_path / "out.zarr",
+        "--levels",
+        "rebuild",
+        "--serial",
+        "--max-error",
+        0,
+    )
+    assert run(*words).stdout.count("all blocks done") == 2
+    report = json.loads(run(*words, "--json").stdout)
+    assert list(report["levels"]) == ["s0", "s1"]
+    assert zarr.open_array(tmp_path / "out.zarr" / "s1").shape == (2, 192, 192)
+    assert "a plan is of one array" in run("recompress", "plan.json", "--levels", "every", status=2).stderr
+
+
 def test_failed_blocks_leave_with_1_and_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Source.read
 

@@ -16,8 +16,8 @@ from zarr_emcodec.errors import (
     SpecError,
     VerifyError,
 )
-from zarr_emcodec.jobs.block import AGAIN, FATAL, HALTED, POISONED, call_of
 from zarr_emcodec.jobs.execute import DONE, FAILED, Drive, Outcome, Patience, SerialEngine, Task, blocks_per_task
+from zarr_emcodec.jobs.failures import AGAIN, FATAL, HALTED, POISONED, call_of
 
 QUICK = Patience(retries=2, backoff_s=0.001)
 

@@ -21,6 +21,13 @@ _SHOWN = 10  # failed blocks that are named; the log and --json name more
 _STOPPED = 130  # what shells give for a process that Ctrl-C ended
 
 
+class Levels(StrEnum):
+    """What becomes of a pyramid."""
+
+    REBUILD = "rebuild"
+    EVERY = "every"
+
+
 class Device(StrEnum):
     """What runs the networks."""
 
@@ -50,6 +57,12 @@ def recompress(
     max_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="What a worker may hold, such as 4GB; refused if it needs more.")
     ] = None,
+    levels: Annotated[
+        Levels | None,
+        typer.Option(
+            help="Write an OME-Zarr group with coarser levels: rebuilt from decoded data, or every level of the source."
+        ),
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address or file of a running Dask scheduler; a cluster here if not given.")
     ] = None,
@@ -78,12 +91,10 @@ def recompress(
 
     Example: zarr-emcodec recompress volume.n5 volume.zarr --ratio 64 --workers 8
     """
-    from zarr_emcodec.jobs.recompress import recompress as run
-
     words = {"ratio": ratio, "model": model, "min_psnr": min_psnr, "max_error": max_error,
              "window": console.two_numbers(window, "window")}  # fmt: skip
     layout = {"chunks": chunks, "shards": shards, "max_memory": max_memory}
-    made = _plan(source, destination, {k: v for k, v in words.items() if v is not None}, layout)
+    codec = {k: v for k, v in words.items() if v is not None}
 
     def listen(event: Mapping[str, Any]) -> None:
         if event["event"] == "begun" and event["done"]:
@@ -94,8 +105,12 @@ def recompress(
             typer.echo(f"dashboard: {event['dashboard']}", err=True)
 
     with console.progress_bar("recompressing", quiet=as_json) as progress:
-        report = run(
-            made,
+        report = _run(
+            source,
+            destination,
+            codec,
+            layout,
+            levels,
             engine="serial" if serial else "dask",
             scheduler=scheduler,
             workers=workers,
@@ -108,17 +123,54 @@ def recompress(
             log=log,
             listener=None if as_json else listen,
         )
+    reports = [report] if not hasattr(report, "levels") else list(report.levels.values())
     if as_json:
         console.print_json(report)
     else:
-        _show(report)
+        for each in reports:
+            _show(each)
     if not report.ok:
-        raise typer.Exit(_STOPPED if report.stopped else 1)
+        raise typer.Exit(_STOPPED if any(each.stopped for each in reports) else 1)
+
+
+def _run(
+    source: str,
+    destination: str | None,
+    codec: dict[str, Any],
+    layout: dict[str, str | None],
+    levels: Levels | None,
+    **running: Any,
+) -> Any:
+    """One array's report, or a whole image's."""
+    from zarr_emcodec.jobs.pyramid import recompress_image
+    from zarr_emcodec.jobs.recompress import recompress as run
+
+    if levels is None:
+        return run(_plan(source, destination, codec, layout), **running)
+    if destination is None:
+        raise SpecError("--levels: a plan is of one array. Name the volume and a destination.", name="levels")
+    from zarr_emcodec.cli.plan import codec_words
+
+    return recompress_image(
+        source, destination, codec_words("vae", codec), levels=levels.value, planning=_layout(layout), **running
+    )
+
+
+def _layout(words: dict[str, str | None]) -> dict[str, Any]:
+    """Words of `plan` that lay an array out."""
+    from zarr_emcodec.cli.plan import shard_words, size_words
+
+    return {
+        "chunks": console.integers(words["chunks"], "chunks"),
+        "shards": shard_words(words["shards"] or "auto"),
+        "max_memory": size_words(words["max_memory"]),
+        "samples": 0,
+    }
 
 
 def _plan(source: str, destination: str | None, words: dict[str, Any], layout: dict[str, str | None]) -> Plan:
     """The plan in a file, or one made of the options."""
-    from zarr_emcodec.cli.plan import codec_words, shard_words, size_words
+    from zarr_emcodec.cli.plan import codec_words
     from zarr_emcodec.jobs.plan import Plan, plan
 
     if destination is None:
@@ -131,15 +183,7 @@ def _plan(source: str, destination: str | None, words: dict[str, Any], layout: d
                 f"{source}: is no plan ({error}). Make one with plan --json, or name a destination."
             ) from error
         return Plan.from_dict(data)
-    return plan(
-        source,
-        destination,
-        codec_words("vae", words),
-        chunks=console.integers(layout["chunks"], "chunks"),
-        shards=shard_words(layout["shards"] or "auto"),
-        max_memory=size_words(layout["max_memory"]),
-        samples=0,
-    )
+    return plan(source, destination, codec_words("vae", words), **_layout(layout))
 
 
 def _show(report: RecompressReport) -> None:

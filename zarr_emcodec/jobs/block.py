@@ -20,22 +20,12 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 
-from zarr_emcodec.errors import (
-    EmCodecError,
-    FrameError,
-    GuardError,
-    JobError,
-    MissingExtraError,
-    ModelError,
-    PlanMismatchError,
-    RuntimeUnavailableError,
-    SpecError,
-    VerifyError,
-)
+from zarr_emcodec.errors import EmCodecError, JobError, PlanMismatchError
 from zarr_emcodec.jobs import store
 from zarr_emcodec.jobs.census import Census, take_census
 from zarr_emcodec.jobs.coding import array_with
 from zarr_emcodec.jobs.compare import peak_of, verify_error
+from zarr_emcodec.jobs.failures import HALTED, call_of
 from zarr_emcodec.jobs.frames import layout_of
 from zarr_emcodec.jobs.grid import voxels
 from zarr_emcodec.jobs.ledger import DONE, FAILED
@@ -49,12 +39,6 @@ if TYPE_CHECKING:
 
     from zarr_emcodec._types import Chunk
     from zarr_emcodec.jobs.grid import Box
-
-HALTED = "halted"
-"""State of a block that was not begun because the job is being stopped."""
-AGAIN, POISONED, FATAL = "again", "poisoned", "fatal"
-"""What a failure calls for: another try; none, since the block is at fault; the job's end, since all would fail."""
-_SYSTEMIC = (ModelError, MissingExtraError, RuntimeUnavailableError, PlanMismatchError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -230,7 +214,7 @@ def work(job: str, indices: Sequence[int]) -> list[dict[str, Any]]:
     -------
     list of dict
         A record for each: done, failed (with "reason", the error's name as "error", and as "call" one of `AGAIN`,
-        `POISONED`, `FATAL`), or halted.
+        `POISONED`, `FATAL` of `failures`), or halted.
     """
     return [{**_work(job, index), "worker": f"{platform.node()}:{os.getpid()}", "at": time.time()} for index in indices]
 
@@ -251,31 +235,6 @@ def _work(job: str, index: int) -> dict[str, Any]:
             "error": type(error).__name__,
             "reason": f"block {_place_of(job, index)}: {reason}"[:2000],
         }
-
-
-def call_of(error: BaseException, *, reading: bool = False) -> str:
-    """What a block's failure calls for.
-
-    Parameters
-    ----------
-    error : Exception
-    reading : bool
-        Whether the source was being read: what is forbidden there may be forbidden for this block alone.
-
-    Examples
-    --------
-    >>> call_of(OSError(28, "No space left on device")), call_of(SpecError("NaN")), call_of(TimeoutError())
-    ('fatal', 'poisoned', 'again')
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, _SYSTEMIC):
-            return FATAL
-        if isinstance(seen, SpecError | FrameError | GuardError | VerifyError):
-            return POISONED
-        seen = seen.__cause__
-    stopped = store.error_number(error) in (*store.FULL, *store.LOCKED)
-    return FATAL if stopped and not reading else AGAIN
 
 
 _jobs: dict[str, tuple[str, Settings]] = {}

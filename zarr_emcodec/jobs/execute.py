@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from zarr_emcodec.errors import JobError, PlanMismatchError
-from zarr_emcodec.jobs.block import AGAIN, FATAL, HALTED, POISONED
+from zarr_emcodec.jobs.failures import AGAIN, FATAL, HALTED, POISONED
 from zarr_emcodec.jobs.ledger import DONE, FAILED
 
 Task: TypeAlias = tuple[int, ...]
