@@ -145,6 +145,8 @@ def texture_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
                 gaussian_filter(s.astype(np.float64), sigma) - gaussian_filter(s.astype(np.float64), 2 * sigma)
                 for s in volume
             ]
-            contrasts.append(np.sort(np.concatenate([np.sqrt(np.maximum(uniform_filter(d * d, 9), 0)).ravel() for d in bands])))
+            contrasts.append(
+                np.sort(np.concatenate([np.sqrt(np.maximum(uniform_filter(d * d, 9), 0)).ravel() for d in bands]))
+            )
         distances.append(float(np.abs(contrasts[0] - contrasts[1]).mean() / contrasts[0].mean()))
     return float(np.mean(distances))

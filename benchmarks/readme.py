@@ -17,6 +17,8 @@ from typing import Any
 
 from metrics import at_ratio, bd_rate
 
+from zarr_emcodec import list_models
+
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- figures -->", "<!-- end of figures -->"
 RATIOS = (8, 16, 32, 64, 128, 256)
@@ -24,6 +26,21 @@ VOLUMES = {
     "fib_medulla_64": "FIB-SEM, fly medulla, 10 nm isotropic",
     "sstem_cremi_11": "ssTEM, fly brain, 8 x 8 x 40 nm (other sections of a block that was trained on)",
     "sstem_vnc_20_first8": "ssTEM, fly larva, 4.6 x 4.6 x 47 nm, unlike any training volume",
+}
+
+
+PEER_LABELS = {
+    "jpeg2k": "JPEG 2000",
+    "avif": "AVIF",
+    "hevc_intra": "HEVC intra",
+    "hevc_inter": "HEVC inter",
+    "av1_inter": "AV1 inter",
+    "down4_av1": "4x smaller + AV1 inter",
+    "down8_av1": "8x smaller + AV1 inter",
+}
+TIER_VOLUMES = {
+    "fib_medulla_64": "FIB-SEM, fly medulla, 10 nm isotropic",
+    "sstem_vnc_20": "ssTEM, fly larva, sections 11-19, unlike any training volume",
 }
 
 
@@ -60,6 +77,28 @@ def speed_rows(results: Path) -> list[str]:
     return rows
 
 
+def tier_rows(results: Path, name: str) -> list[str]:
+    """What each tier of each token model keeps of a volume, and the peers nearest to 256x and 1024x."""
+    loaded = record(results, f"tiers_{name}")
+    names = {card.digest.hex()[:16]: card.name for card in (model.card for model in list_models())}
+    rows = []
+    for point in loaded["points"]:
+        label = f"**{names[point['model']]}**, {point['tier']}"
+        rows.append(_tier_row(label, point["frames_ratio"], point))
+    for peer, points in loaded["peers"].items():
+        for ratio in (256, 1024):
+            if points and points[-1]["ratio"] <= ratio <= points[0]["ratio"]:
+                values = {key: at_ratio(points, ratio, key) for key in points[0] if key not in ("quality", "ratio")}
+                rows.append(_tier_row(PEER_LABELS.get(peer, peer), ratio, values))
+    return rows
+
+
+def _tier_row(label: str, ratio: float, values: dict[str, Any]) -> str:
+    iou = f"{values['iou_fraction']:.2f}" if "iou_fraction" in values else ""
+    figures = f"{values['psnr']:.2f} | {values['ssim']:.3f} | {values['spectral_db']:.1f} | {values['texture']:.2f}"
+    return f"| {label} | {ratio:.0f}x | {figures} | {iou} | {values['decode_mb_s']:.1f} |"
+
+
 def _link(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -78,8 +117,15 @@ def tables(results: Path) -> str:
         "\n".join(
             ["| MB/s of raw voxels, one core | ratio | encode | decode |", "|---|---|---|---|", *speed_rows(results)]
         ),
-        END,
+        "Tokens, by model and tier. Ratios of frames (on disk a volume of a few MB gives up a tenth and more to "
+        "metadata); spectrum and texture: distance from the original, 0 is alike; membranes: IoU of a segmentation, as "
+        "a fraction of that on the original. Peers are interpolated at 256x and 1024x, where they get there.",
     ]
+    head = "| | ratio | PSNR, dB | SSIM | spectrum, dB | texture | membranes | decode, MB/s |"
+    for name, title in TIER_VOLUMES.items():
+        parts += [f"{title}:", "\n".join([head, "|---" * 8 + "|", *tier_rows(results, name)])]
+    picture = _link(results / "tiers_fib_medulla_64_1024.png")
+    parts += [f"![a section, and the tiers top and prior at 1024x]({picture})", END]
     return "\n\n".join(parts)
 
 
