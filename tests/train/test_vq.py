@@ -45,7 +45,9 @@ ARCH32 = ArchConfig(
 ARCH3 = Arch3dConfig(
     strides=((4, 4, 4), (1, 2, 2)), channels=16, enc_widths=(8, 12), enc_blocks=(1, 1), dec_widths=(8, 16)
 )
-FLAT = VQTrainConfig(model=VQConfig(ARCH, lattice=(2, 2), codes=32), crop=(64, 64), batch=3, warm_up=1, klt_crops=30, seeding=500)
+FLAT = VQTrainConfig(
+    model=VQConfig(ARCH, lattice=(2, 2), codes=32), crop=(64, 64), batch=3, warm_up=1, klt_crops=30, seeding=500
+)
 ONE = dataclasses.replace(FLAT, model=VQConfig(ARCH32, codes=32))
 DEEP = dataclasses.replace(FLAT, model=VQConfig(ARCH3, lattice=(1, 2, 2), codes=32), crop=(8, 32, 32))
 

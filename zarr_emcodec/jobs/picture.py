@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zarr_emcodec.errors import MissingExtraError
-from zarr_emcodec.jobs.compare import decibels, read_box
+from zarr_emcodec.jobs.compare import read_box
 from zarr_emcodec.jobs.frames import stored_bytes
+from zarr_emcodec.jobs.measure import decibels
 from zarr_emcodec.quality.measure import squared_error
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def export_vq(
     card = _card(model, hashes, priors, price)
     card["id"] = f"{name}@{version}"
     card["licence"] = licence
-    card["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad or p.is_leaf)
+    card["parameters"] = sum(p.numel() for p in model.parameters())
     card["voxel_nm"] = {"z": [4, 30] if config.model.ndim == 3 else [4, 120], "y": [4, 30], "x": [4, 30]}
     card["training"] = {
         "config": config.to_dict(),
@@ -190,7 +190,7 @@ def measure(card: dict[str, Any], models: Path, chunks: Sequence[NDArray[np.uint
     """Ratio and PSNR of the finished model on held-out chunks; all bytes of frames count."""
     rows = []
     voxels = sum(chunk.size for chunk in chunks)
-    modes = ("entropy", "nominal") if "prior" in card["decoder"] else ("nominal",)
+    modes: list[Literal["entropy", "nominal"]] = ["entropy", "nominal"] if "prior" in card["decoder"] else ["nominal"]
     for ratio in sorted(set(card["ratio_range"])):
         for mode in modes:
             with options(model_path=(models,)):
@@ -256,8 +256,8 @@ def save_tokens(checkpoint: Path, path: Path, sources: Sequence[Source], *, view
                 for level, grid in zip(grids, tokens_of(model, _varied(item, rng)), strict=False):
                     grids[level].append(grid)
     kept: dict[str, list[NDArray[np.uint8]]] = {"top": [], "bottom": []}
-    for item in sampler.validation:
-        for level, grid in zip(kept, tokens_of(model, item), strict=False):
+    for still in sampler.validation:
+        for level, grid in zip(kept, tokens_of(model, still), strict=False):
             kept[level].append(grid)
     top = model.top if isinstance(model, TwoLevel) else model
     book = top.quantiser.codebook.numpy()
@@ -295,7 +295,7 @@ def _varied(item: NDArray[np.float16], rng: np.random.Generator) -> NDArray[np.f
     """Shifted, turned, and half of the time at another scale and contrast: tokens are few, so each view counts."""
     starts = [int(rng.integers(min(32, n // 4) + 1)) for n in item.shape]
     view = item[tuple(slice(a, None) for a in starts)].astype(np.float32)
-    view = np.flip(view, [axis for axis in range(view.ndim) if rng.random() < 0.5])
+    view = np.flip(view, tuple(axis for axis in range(view.ndim) if rng.random() < 0.5))
     if rng.random() < 0.5:
         view = view.swapaxes(-1, -2)
     if rng.random() < 0.5:
@@ -303,8 +303,9 @@ def _varied(item: NDArray[np.float16], rng: np.random.Generator) -> NDArray[np.f
         mode = "bilinear" if view.ndim == 2 else "trilinear"
         image = torch.from_numpy(np.ascontiguousarray(view))[None, None]
         turned = F.interpolate(image, scale_factor=zoom, mode=mode, antialias=mode == "bilinear", align_corners=False)
-        view = (turned[0, 0].numpy() - 128) * float(np.exp(rng.normal(0, 0.1))) + 128
-    return view
+        contrast = np.float32(np.exp(rng.normal(0, 0.1)))
+        view = np.asarray((turned[0, 0].numpy() - 128) * contrast + 128, np.float32)
+    return np.ascontiguousarray(view)
 
 
 def main() -> None:
