@@ -76,8 +76,8 @@ def test_near_isotropic_voxels_are_coded_as_volumes(voxel_nm: Any, model: str) -
 
 def test_without_a_ratio_it_is_the_models_or_the_highest_there_is() -> None:
     assert VQVAESpec(model="tiny-vq").ratio == 64
-    assert VQVAESpec().ratio == 256
-    assert VQVAESpec(keep=0.5).model == "tiny-vq@1"
+    assert VQVAESpec().ratio == 1024
+    assert VQVAESpec(keep=0.5).model == "vqvae-2d-1024@1"  # of two levels, and of the highest ratio
 
 
 def test_a_ratio_that_nobody_offers_names_what_there_is() -> None:

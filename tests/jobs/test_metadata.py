@@ -154,7 +154,7 @@ def test_facts_add_up(tmp_path: Path) -> None:
     metadata.sign(array, {"worst_error": 3})
     found = zarr.open_array(tmp_path / "a", mode="r").attrs.asdict()
     assert found == {"emcodec": {"model": "m", "psnr_db": None, "worst_error": 3}, "animal": "fly"}
-    with pytest.raises(JobError, match="attributes cannot be written"):
+    with pytest.raises(JobError, match="cannot write the attributes"):
         metadata.sign(zarr.open_array(tmp_path / "a", mode="r"), {"more": 1})
 
 

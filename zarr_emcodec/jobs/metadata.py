@@ -18,6 +18,7 @@ from zarr_emcodec.jobs.compress import ATTRIBUTE
 from zarr_emcodec.jobs.ome import write_multiscale
 from zarr_emcodec.jobs.report import plain
 from zarr_emcodec.jobs.sources.place import reason
+from zarr_emcodec.jobs.store import refusal
 
 if TYPE_CHECKING:
     import zarr
@@ -117,7 +118,7 @@ def sign(node: zarr.Array[Any] | zarr.Group, facts: Mapping[str, Any]) -> None:
     try:
         node.attrs[ATTRIBUTE] = plain({**(earlier if isinstance(earlier, Mapping) else {}), **facts})
     except Exception as error:  # stores raise whatever their transport does
-        raise JobError(f"{node.store_path}: its attributes cannot be written: {reason(error)}") from error
+        raise refusal(node.store_path, "", "write the attributes of", error) from error
 
 
 def write_image(
