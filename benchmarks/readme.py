@@ -83,6 +83,9 @@ def tier_rows(results: Path, name: str) -> list[str]:
     names = {card.digest.hex()[:16]: card.name for card in (model.card for model in list_models())}
     rows = []
     for point in loaded["points"]:
+        stored = {p["tier"] for p in loaded["points"] if (p["model"], p["asked"]) == (point["model"], point["asked"])}
+        if point["tier"] == "prior" and "full" in stored:
+            continue  # nothing is missing that a prior could fill in
         label = f"**{names[point['model']]}**, {point['tier']}"
         rows.append(_tier_row(label, point["frames_ratio"], point))
     for peer, points in loaded["peers"].items():
