@@ -23,7 +23,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
              "DEFAULT_REGION": "us-east-1"}  # fmt: skip
     for name, value in words.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    yield "s3://volumes"
+    yield "s3://recompressed"  # moto keeps its buckets for the whole process
     server.stop()
 
 
@@ -47,7 +47,7 @@ def refused(made, kind, words):
         raise SystemExit(f"not refused: {words}")
 
 bucket, source = sys.argv[1:]
-s3fs.S3FileSystem().mkdir("volumes")
+s3fs.S3FileSystem().mkdir("recompressed")
 made = plan(source, f"{bucket}/out.zarr", **PATTERN)
 original = store.put
 

@@ -19,7 +19,7 @@ moto_server = pytest.importorskip("moto.server", reason="the S3 server needs mot
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
 obstore = pytest.importorskip("obstore", reason="needs obstore")
 
-BUCKET = "volumes"
+BUCKET = "regions"  # moto keeps its buckets for the whole process
 PLACE = {"key": "somebody", "secret": "something"}
 
 
