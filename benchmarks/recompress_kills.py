@@ -67,10 +67,14 @@ class Killed:
             worker = self._wait(client, log) if victim else None
             if worker is not None and victim:
                 target = {"client": client.pid, "worker": worker, "scheduler": apart[0].pid if apart else 0}[victim]
-                os.kill(target, signal.SIGKILL)
-                if victim == "worker":  # the job goes on without it; the client follows, so that the next run has work
-                    time.sleep(self.drawing.uniform(0, 2))
-                    client.kill()
+                try:
+                    os.kill(target, signal.SIGKILL)
+                except ProcessLookupError:  # the run was at its end
+                    worker = None
+                else:
+                    if victim == "worker":  # the job goes on; the client follows, so that the next run has work
+                        time.sleep(self.drawing.uniform(0, 2))
+                        client.kill()
             client.communicate(timeout=_LONGEST_S)
         finally:
             client.kill()
