@@ -249,17 +249,21 @@ def save_tokens(checkpoint: Path, path: Path, sources: Sequence[Source], *, view
     model, config, _ = load_checkpoint(checkpoint)
     sampler = StandardSampler(sources, config.crop, seed)
     rng = np.random.default_rng(seed)
+    top = model.top if isinstance(model, TwoLevel) else model
+    cell = [s * n for s, n in zip(top.config.stride, top.config.lattice, strict=True)]
     grids: dict[str, list[NDArray[np.uint8]]] = {"top": [], "bottom": []}
     for volume, isotropic in zip(sampler.volumes, sampler.isotropic, strict=True):
         for _ in range(views):
             for item in _items(volume, config.model.ndim, isotropic, rng):
-                for level, grid in zip(grids, tokens_of(model, _varied(item, rng)), strict=False):
+                view = _varied(item, rng)
+                if any(n < edge for n, edge in zip(view.shape, cell, strict=True)):
+                    continue  # a thin volume cut across
+                for level, grid in zip(grids, tokens_of(model, view), strict=False):
                     grids[level].append(grid)
     kept: dict[str, list[NDArray[np.uint8]]] = {"top": [], "bottom": []}
     for still in sampler.validation:
         for level, grid in zip(kept, tokens_of(model, still), strict=False):
             kept[level].append(grid)
-    top = model.top if isinstance(model, TwoLevel) else model
     book = top.quantiser.codebook.numpy()
     lattice = top.config.lattice
     codebooks = {"top": book.reshape(*lattice, *book.shape[1:]) if top.config.groups > 1 else book[0]}
