@@ -101,8 +101,7 @@ def export_vq(
 
 def _parts(model: VQVAE | TwoLevel) -> dict[str, bytes]:
     top = model.top if isinstance(model, TwoLevel) else model
-    cell = [s * n for s, n in zip(top.config.stride, top.config.lattice, strict=True)]
-    image = torch.zeros(2, 1, *[2 * c for c in cell])
+    image = torch.zeros(2, 1, *[2 * c for c in top.config.cell])
     tokens = torch.zeros(2, *[2 * n for n in top.config.lattice], dtype=torch.int64)
     parts = {"encoder.onnx": to_onnx(Encoder(top), {"image": image}, ["distances"])}
     if not isinstance(model, TwoLevel):
@@ -167,7 +166,7 @@ def _cost(model: VQVAE | TwoLevel) -> dict[str, float]:
     """Multiply-accumulates a voxel, to encode and to decode each tier that is stored."""
     top = model.top if isinstance(model, TwoLevel) else model
     cells = 4
-    image = torch.zeros(1, 1, *[cells * s * n for s, n in zip(top.config.stride, top.config.lattice, strict=True)])
+    image = torch.zeros(1, 1, *[cells * c for c in top.config.cell])
     tokens = torch.zeros(1, *[cells * n for n in top.config.lattice], dtype=torch.int64)
     cost = {"encode": macs(Encoder(top), (image,)), "decode": macs(Decoder(top), (tokens,))}
     if isinstance(model, TwoLevel):
@@ -250,13 +249,12 @@ def save_tokens(checkpoint: Path, path: Path, sources: Sequence[Source], *, view
     sampler = StandardSampler(sources, config.crop, seed)
     rng = np.random.default_rng(seed)
     top = model.top if isinstance(model, TwoLevel) else model
-    cell = [s * n for s, n in zip(top.config.stride, top.config.lattice, strict=True)]
     grids: dict[str, list[NDArray[np.uint8]]] = {"top": [], "bottom": []}
     for volume, isotropic in zip(sampler.volumes, sampler.isotropic, strict=True):
         for _ in range(views):
             for item in _items(volume, config.model.ndim, isotropic, rng):
                 view = _varied(item, rng)
-                if any(n < edge for n, edge in zip(view.shape, cell, strict=True)):
+                if any(n < edge for n, edge in zip(view.shape, top.config.cell, strict=True)):
                     continue  # a thin volume cut across
                 for level, grid in zip(grids, tokens_of(model, view), strict=False):
                     grids[level].append(grid)

@@ -70,8 +70,73 @@ class Progress:
     validation: dict[str, list[float]]
 
 
-class Trainer:
-    """One network on its way; all state that matters is in `state` and returns from a checkpoint.
+class Budgeted:
+    """A training within a time budget, whose learning rates follow the share of it that is used up.
+
+    What is trained says how a step is taken (`_advance`) and how it is doing (`validate`), and which rates its groups
+    of parameters start from (`rates`). All state that matters is in the checkpoint.
+    """
+
+    config: Any  # has minutes, warm_up and to_dict
+    checkpoint: Path
+    model: torch.nn.Module
+    optimiser: torch.optim.Optimizer
+    rates: tuple[float, ...]
+    step = 0
+    elapsed_s = 0.0
+
+    def run(self, report: Callable[[Progress], None], *, every_s: float = 60.0) -> None:
+        """Train until the budget is used up; `report` is called after each validation."""
+        started = time.monotonic() - self.elapsed_s
+        told = -math.inf
+        losses: list[dict[str, float]] = []
+        while True:
+            self.elapsed_s = time.monotonic() - started
+            share = self.elapsed_s / (60 * self.config.minutes)
+            if self.elapsed_s - told >= every_s or share >= 1:
+                told = self.elapsed_s
+                self.save()
+                means = {key: float(np.mean([terms[key] for terms in losses])) for key in (losses or [{}])[0]}
+                loss = means.pop("loss", None)
+                terms = {key: [round(value, 5)] for key, value in means.items()}
+                report(Progress(self.step, self.elapsed_s / 60, loss, {**terms, **self.validate()}))
+                losses.clear()
+                if share >= 1:
+                    return
+            self._set_rate(share)
+            losses.append(self._advance(share))
+
+    def _set_rate(self, share: float) -> None:
+        factor = 0.5 * (1 + math.cos(math.pi * min(share, 1.0))) + 0.005
+        factor *= min(1.0, (self.step + 1) / self.config.warm_up)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _advance(self, share: float) -> dict[str, float]:
+        """One step at a share of the budget: the terms of its loss by name, and their sum as "loss"."""
+        raise NotImplementedError
+
+    def validate(self) -> dict[str, list[float]]:
+        """Figures on held-out data; none where nothing is held out."""
+        raise NotImplementedError
+
+    def save(self) -> None:
+        """Write the checkpoint so that a crash leaves the old one or the new one, never half of one."""
+        data = {
+            "config": json.dumps(self.config.to_dict()),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+        }
+        part = self.checkpoint.with_suffix(".part")
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(data, part)
+        part.replace(self.checkpoint)
+
+
+class Trainer(Budgeted):
+    """One variational network on its way.
 
     Parameters
     ----------
@@ -100,9 +165,8 @@ class Trainer:
         self.config = config
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self.step = 0
-        self.elapsed_s = 0.0
-        self.model = VAE2d(config.arch).to(self.device)
+        self.rates = (config.rate_linear, config.rate_conv)
+        self.model: VAE2d = VAE2d(config.arch).to(self.device)
         linear = [self.model.analysis.linear.weight, self.model.synthesis.linear.weight]
         chosen = {id(p) for p in linear}
         others = [p for p in self.model.parameters() if id(p) not in chosen]
@@ -124,31 +188,8 @@ class Trainer:
             self.model.start_from_klt(*fit_klt(draws, config.arch.stride, config.arch.channels))
         self.random = np.random.default_rng(config.seed + self.step)
 
-    def run(self, report: Callable[[Progress], None], *, every_s: float = 60.0) -> VAE2d:
-        """Train until the budget is used up; `report` is called after each validation."""
-        started = time.monotonic() - self.elapsed_s
-        told = -math.inf
-        losses: list[float] = []
-        while True:
-            self.elapsed_s = time.monotonic() - started
-            share = self.elapsed_s / (60 * self.config.minutes)
-            if self.elapsed_s - told >= every_s or share >= 1:
-                told = self.elapsed_s
-                self.save()
-                mean = float(np.mean(losses)) if losses else None
-                report(Progress(self.step, self.elapsed_s / 60, mean, self.validate()))
-                losses.clear()
-                if share >= 1:
-                    return self.model
-            self._set_rate(share)
-            losses.append(self._train_step())
-
-    def _set_rate(self, share: float) -> None:
-        factor = 0.5 * (1 + math.cos(math.pi * min(share, 1.0))) + 0.005
-        factor *= min(1.0, (self.step + 1) / self.config.warm_up)
-        bases = (self.config.rate_linear, self.config.rate_conv)
-        for group, base in zip(self.optimiser.param_groups, bases, strict=True):
-            group["lr"] = base * factor
+    def _advance(self, share: float) -> dict[str, float]:
+        return {"loss": self._train_step()}
 
     def _train_step(self) -> float:
         config = self.config
@@ -199,20 +240,6 @@ class Trainer:
             table["bpp"].append(round(float(bits.mean()), 4))
             table["psnr"].append(round(10 * math.log10(255**2 / float(error.mean())), 3))
         return table
-
-    def save(self) -> None:
-        """Write the checkpoint so that a crash leaves the old one or the new one, never half of one."""
-        data = {
-            "config": json.dumps(self.config.to_dict()),
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "elapsed_s": self.elapsed_s,
-        }
-        part = self.checkpoint.with_suffix(".part")
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(data, part)
-        part.replace(self.checkpoint)
 
 
 def load_checkpoint(path: Path) -> tuple[VAE2d, TrainConfig, int]:

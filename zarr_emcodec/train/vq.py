@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from zarr_emcodec.train.arch.vae3d import Analysis3d, Synthesis3d, start_from_kl
 from zarr_emcodec.train.arch.vqvae import VQVAE, TwoLevel, VQConfig, perplexity
 from zarr_emcodec.train.data import Source, StandardSampler
 from zarr_emcodec.train.klt import fit_block_klt, fit_klt
-from zarr_emcodec.train.loop import Progress
+from zarr_emcodec.train.loop import Budgeted
 from zarr_emcodec.train.losses import ridge_distance, ssim_loss
 
 
@@ -76,7 +75,7 @@ class VQTrainConfig:
         return cls(**words)
 
 
-class VQTrainer:
+class VQTrainer(Budgeted):
     """One vector-quantised network on its way.
 
     Parameters
@@ -104,7 +103,7 @@ class VQTrainer:
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.config, self.checkpoint, self.device = config, checkpoint, torch.device(device)
-        self.step, self.elapsed_s = 0, 0.0
+        self.rates = (config.rate_linear, config.rate)
         saved = torch.load(checkpoint, map_location=self.device, weights_only=True) if checkpoint.exists() else None
         # a resumed run must not draw the crops of its first minutes again
         self.sampler = StandardSampler(sources, config.crop, config.seed + (saved["step"] if saved else 0))
@@ -124,10 +123,9 @@ class VQTrainer:
         parameters = [p for p in trained.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(
             [
-                {"params": [p for p in parameters if id(p) in gentle], "base": config.rate_linear},
-                {"params": [p for p in parameters if id(p) not in gentle], "base": config.rate},
+                {"params": [p for p in parameters if id(p) in gentle], "lr": config.rate_linear},
+                {"params": [p for p in parameters if id(p) not in gentle], "lr": config.rate},
             ],
-            lr=config.rate,
             betas=(0.9, 0.98),
         )
         self.discriminator: Discriminator | None = None
@@ -197,29 +195,8 @@ class VQTrainer:
         model.bottom.quantiser.seed(vectors[: 2 * self.config.seeding], random=self.config.seed)
         model.bottom.spread.copy_(vectors.std(0).clamp(min=1.0))
 
-    def run(self, report: Callable[[Progress], None], *, every_s: float = 60.0) -> VQVAE | TwoLevel:
-        """Train until the budget is used up; `report` is called after each validation."""
-        started = time.monotonic() - self.elapsed_s
-        told = -math.inf
-        losses: list[dict[str, float]] = []
-        while True:
-            self.elapsed_s = time.monotonic() - started
-            share = self.elapsed_s / (60 * self.config.minutes)
-            if self.elapsed_s - told >= every_s or share >= 1:
-                told = self.elapsed_s
-                self.save()
-                table = {key: [round(float(np.mean([r[key] for r in losses])), 5)] for key in (losses or [{}])[0]}
-                loss = table.pop("loss", [math.nan])[0]
-                report(Progress(self.step, self.elapsed_s / 60, loss, {**table, **self.validate()}))
-                losses.clear()
-                if share >= 1:
-                    return self.model
-            factor = (0.5 * (1 + math.cos(math.pi * min(share, 1.0))) + 0.005) * min(
-                1.0, (self.step + 1) / self.config.warm_up
-            )
-            for group in self.optimiser.param_groups:
-                group["lr"] = group["base"] * factor
-            losses.append(self.train_step(restarts=share < self.config.restart_until))
+    def _advance(self, share: float) -> dict[str, float]:
+        return self.train_step(restarts=share < self.config.restart_until)
 
     def train_step(self, *, restarts: bool = True) -> dict[str, float]:
         """One step of the optimiser and of the codebook; every term of the loss by name."""
@@ -279,10 +256,9 @@ class VQTrainer:
     @torch.inference_mode()
     def validate(self) -> dict[str, list[float]]:
         """PSNR on held-out crops (peak 255, standard grey levels), perplexity of the tokens."""
-        strides = self.config.model.stride
         squared, voxels, tokens = 0.0, 0, []
         for held_out in self.sampler.validation[:16]:
-            edges = [min(n, 256) // s * s for n, s in zip(held_out.shape, strides, strict=True)]
+            edges = [min(n, 256) // c * c for n, c in zip(held_out.shape, self.config.model.cell, strict=True)]
             if not all(edges):
                 continue
             grey = torch.from_numpy(np.ascontiguousarray(held_out[tuple(slice(n) for n in edges)]))[None, None]
@@ -297,20 +273,6 @@ class VQTrainer:
             "psnr": [round(10 * math.log10(255**2 * voxels / squared), 3)],
             "perplexity": [round(perplexity(torch.cat(tokens), codes), 1)],
         }
-
-    def save(self) -> None:
-        """Write the checkpoint so that a crash leaves the old one or the new one, never half of one."""
-        data = {
-            "config": json.dumps(self.config.to_dict()),
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "elapsed_s": self.elapsed_s,
-        }
-        part = self.checkpoint.with_suffix(".part")
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(data, part)
-        part.replace(self.checkpoint)
 
 
 def flatten(vectors: Tensor) -> Tensor:
@@ -385,8 +347,7 @@ def prune(model: VQVAE, channels: int) -> VQVAE:
 def tokens_of(model: VQVAE | TwoLevel, grey: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
     """Token grids of a section or volume in standard grey levels, coarsest first."""
     top = model.top if isinstance(model, TwoLevel) else model
-    cell = [s * n for s, n in zip(top.config.stride, top.config.lattice, strict=True)]
-    edges = [n // s * s for n, s in zip(grey.shape, cell, strict=True)]
+    edges = [n // c * c for n, c in zip(grey.shape, top.config.cell, strict=True)]
     image = torch.from_numpy(np.ascontiguousarray(grey[tuple(slice(n) for n in edges)]))[None, None]
     with torch.inference_mode():
         chosen = top.quantiser.choose(top.vectors(image))

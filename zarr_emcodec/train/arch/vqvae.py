@@ -49,8 +49,12 @@ class VQConfig:
     @property
     def stride(self) -> tuple[int, ...]:
         """Voxels per token along each axis."""
-        cell = self.arch.stride if isinstance(self.arch, Arch3dConfig) else (self.arch.stride,) * 2
-        return tuple(s // n for s, n in zip(cell, self.lattice, strict=True))
+        return tuple(s // n for s, n in zip(self.cell, self.lattice, strict=True))
+
+    @property
+    def cell(self) -> tuple[int, ...]:
+        """Voxels per cell of the networks along each axis."""
+        return self.arch.stride if isinstance(self.arch, Arch3dConfig) else (self.arch.stride,) * 2
 
     @property
     def groups(self) -> int:
