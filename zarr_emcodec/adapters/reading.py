@@ -16,7 +16,7 @@ from zarr_emcodec._types import Shape
 from zarr_emcodec.codecs import leading_sections
 from zarr_emcodec.codecs.vqvae import VQVAESpec
 from zarr_emcodec.errors import TruncatedFrameError
-from zarr_emcodec.frame import Frame, Header, Kind, Limits, read_header, verify_section
+from zarr_emcodec.frame import Frame, Header, Kind, Limits, frame_of, read_header, verify_section
 from zarr_emcodec.runtime import Options, current, find_model
 from zarr_emcodec.runtime.options import TierName
 from zarr_emcodec.transform import cells, n_sections, section_shape
@@ -108,17 +108,7 @@ def _front(header: Header, data: bytes, n: int) -> Frame:
         verify_section(header, i, part)
         sections.append(part)
     assert header.kind in (Kind.LATENT, Kind.MASKED)  # no other is indexed
-    return Frame(
-        kind=header.kind,
-        shape=header.shape,
-        dtype=header.dtype,
-        order=header.order,
-        tier=header.tier,
-        window=header.window,
-        model=header.model,
-        setting=header.setting,
-        sections=tuple(sections),
-    )
+    return frame_of(header, sections)
 
 
 def planes_of(selection: Any, shape: tuple[int, ...]) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ byte layout; the room knows no model, no array and no entropy coder, and believe
 from __future__ import annotations
 
 from zarr_emcodec.frame.fields import Kind, Tier
-from zarr_emcodec.frame.frame import Frame, FrameInfo, inspect, pack, replace_tier, unpack
+from zarr_emcodec.frame.frame import Frame, FrameInfo, frame_of, inspect, pack, replace_tier, unpack
 from zarr_emcodec.frame.header import Header, read_header, verify_section
 from zarr_emcodec.frame.limits import DEFAULT, Limits
 
@@ -19,6 +19,7 @@ __all__ = [
     "Kind",
     "Limits",
     "Tier",
+    "frame_of",
     "inspect",
     "pack",
     "read_header",

@@ -17,6 +17,8 @@ from zarr_emcodec.frame.limits import DEFAULT, Limits
 from zarr_emcodec.frame.wire import as_view, crc32c
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from zarr_emcodec._types import Buffer, Shape
 
 _CRC_BYTES = fixed_size("crc")
@@ -145,6 +147,11 @@ def unpack(data: Buffer, *, limits: Limits = DEFAULT) -> Frame:
         check_header_crc(header, view)  # before the lengths that it covers are used
     sections = _split(view, header)
     _check_crcs(view, header, sections)
+    return frame_of(header, sections)
+
+
+def frame_of(header: Header, sections: Sequence[memoryview]) -> Frame:
+    """The frame of a header and as many of its sections as are at hand, from the first; nothing is checked."""
     return Frame(
         kind=header.kind,
         shape=header.shape,

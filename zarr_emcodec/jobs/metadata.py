@@ -94,7 +94,7 @@ def public_name(location: str) -> str:
 
     Examples
     --------
-    >>> public_name("s3://key:secret@bucket/em.n5/s0?token=1"), public_name("/home/ann/em.n5/s0")
+    >>> public_name("s3://key:secret@bucket/em.n5/s0?token=1"), public_name("/scans/em.n5/s0")
     ('s3://bucket/em.n5/s0', 's0')
     """
     if "://" not in location:
