@@ -82,7 +82,7 @@ print(json.dumps(times))
 """
 
 _JOB = """
-import json, os, resource, sys, time
+import json, os, sys, time
 from zarr_emcodec.jobs.plan import plan
 from zarr_emcodec.jobs.recompress import recompress
 
@@ -112,7 +112,7 @@ def main():
     assert report.ok, report
     told |= {"started": started, "ended": time.time(), "times": times, "n_blocks": report.n_blocks}
     told |= {"ratio": report.ratio, "psnr_db": report.psnr_db, "work_s": dict(report.work_s)}
-    told["client"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    told["client"] = peak(os.getpid())  # not ru_maxrss, which starts with the parent's
     print(json.dumps(told))
 
 if __name__ == "__main__":
