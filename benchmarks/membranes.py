@@ -5,8 +5,10 @@
     python benchmarks/membranes.py --judge judge.onnx --volume sstem_vnc_20.tif --labels sstem_vnc_20_membranes.tif
 
 The scored sections are coded by each codec, segmented, and compared with the labels: IoU and Dice, and both as a
-fraction of what the judge reaches on the uncompressed pixels. The judge takes float32 grey values (1, 1, y, x) and
-gives logits of the same shape; it must have seen other sections only. Nothing is trained against it.
+fraction of what the judge reaches on the uncompressed pixels; objects between the membranes, section by section, by
+variation of information (what is cut, what is joined) and adapted Rand error (segmentation.py). The judge takes float32
+grey values (1, 1, y, x) and gives logits of the same shape; it must have seen other sections only. Nothing is trained
+against it.
 
 Volume and labels: GitHub unidesigner/groundtruth-drosophila-vnc, stack1 (raw, membranes), central 832 x 832, CC
 BY-NC-SA 3.0 (Gerhard, Funke, Martel, Cardona, Fetter, doi 10.6084/m9.figshare.856713). The judge was trained on its
@@ -27,6 +29,7 @@ import numpy as np
 import onnxruntime
 import ours
 import peers
+import segmentation
 from common import OURS, PEERS, RESULTS, Chunk, Volume, clip_chunk, load_volume, machine, package_version, versions
 
 from common import write_json  # isort: skip
@@ -34,6 +37,7 @@ from metrics import psnr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from segmentation import Labels
 
 THRESHOLD = 0.4  # chosen once on a section that is not scored (9 of the volume above)
 RATIOS = (16, 32, 64, 96, 128, 192, 256)
@@ -50,14 +54,16 @@ class Judge:
     session : onnxruntime.InferenceSession
     truth : ndarray, shape (z, y, x), bool
         Membranes of the scored sections.
-    iou, dice : float
-        Overlap on the uncompressed sections.
+    objects : ndarray, shape (z, y, x), int64
+        What lies between them, numbered; 0 elsewhere.
+    uncompressed : dict
+        IoU, Dice, VI and adapted Rand error on the uncompressed sections.
     """
 
     session: Any
     truth: NDArray[np.bool_]
-    iou: float
-    dice: float
+    objects: Labels
+    uncompressed: dict[str, float]
 
     @classmethod
     def open(cls, path: Path, raw: Chunk, truth: NDArray[np.bool_]) -> Judge:
@@ -65,20 +71,27 @@ class Judge:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return cls(session, truth, *overlap(membranes(session, raw), truth))
+        objects = segmentation.true_objects(truth)
+        return cls(session, truth, objects, judged(session, raw, truth, objects))
 
     def score(self, voxels: Chunk) -> dict[str, float]:
-        """IoU and Dice of a reconstruction, absolute and as fractions of the uncompressed."""
-        iou, dice = overlap(membranes(self.session, voxels), self.truth)
-        return {"iou": iou, "dice": dice, "iou_fraction": iou / self.iou, "dice_fraction": dice / self.dice}
+        """The figures of a reconstruction, IoU and Dice also as fractions of the uncompressed."""
+        found = judged(self.session, voxels, self.truth, self.objects)
+        return found | {f"{key}_fraction": found[key] / self.uncompressed[key] for key in ("iou", "dice")}
 
 
-def membranes(session: Any, voxels: Chunk) -> NDArray[np.bool_]:
-    """Membrane mask of uint8 sections; in-plane sizes must be multiples of 8."""
-    logit = np.log(THRESHOLD / (1 - THRESHOLD))
+def judged(session: Any, voxels: Chunk, truth: NDArray[np.bool_], objects: Labels) -> dict[str, float]:
+    """IoU and Dice of the membranes found in uint8 sections, VI and adapted Rand error of the objects between them."""
+    logits = membrane_logits(session, voxels)
+    iou, dice = overlap(logits > np.float32(np.log(THRESHOLD / (1 - THRESHOLD))), truth)
+    found = segmentation.objects(logits, THRESHOLD)
+    return {"iou": iou, "dice": dice, **segmentation.segmentation_error(found, objects)}
+
+
+def membrane_logits(session: Any, voxels: Chunk) -> NDArray[np.float32]:
+    """What the judge makes of uint8 sections, (z, y, x); in-plane sizes must be multiples of 8."""
     name = session.get_inputs()[0].name
-    logits = [session.run(None, {name: section[None, None].astype(np.float32)})[0][0, 0] for section in voxels]
-    return np.stack(logits) > np.float32(logit)
+    return np.stack([session.run(None, {name: s[None, None].astype(np.float32)})[0][0, 0] for s in voxels])
 
 
 def overlap(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[float, float]:
@@ -128,7 +141,7 @@ def measure(volume: Volume, judge: Judge, args: argparse.Namespace) -> dict[str,
         "protocol": f"sections {first}-{last - 1}, chunks {chunk}; ours: all stored bytes, peers: payload only",
         "volume": volume.facts(),
         "judge_sha256": hashlib.sha256(args.judge.read_bytes()).hexdigest(),
-        "uncompressed": {"iou": judge.iou, "dice": judge.dice},
+        "uncompressed": judge.uncompressed,
         "threads": 1,
         "machine": machine(),
         "versions": versions(OURS + PEERS),
@@ -164,8 +177,8 @@ def main() -> None:
     record = measure(volume, judge, args)
     write_json(args.out / f"membranes_{volume.name}.json", record)
     figures.plot(record, args.out / f"membranes_{volume.name}.png", PANELS)
-    print(f"judge on the uncompressed sections: IoU {judge.iou:.4f}, Dice {judge.dice:.4f}\n")
-    for key in ("iou_fraction", "dice_fraction", "psnr"):
+    print("judge on the uncompressed:", ", ".join(f"{k} {v:.4f}" for k, v in judge.uncompressed.items()), end="\n\n")
+    for key in ("iou_fraction", "dice_fraction", "vi_split", "vi_merge", "arand", "psnr"):
         print(figures.quality_table(record["curves"], key, 3), end="\n\n")
 
 
