@@ -4,19 +4,33 @@
     pip install 'zarr_emcodec[cpu,bench]'
     python benchmarks/tiers.py fib_medulla_64.tif --voxel-nm 10 10 10
     python benchmarks/tiers.py sstem_vnc_20.tif --sections 11 20 --judge judge.onnx --labels sstem_vnc_20_membranes.tif
+    python benchmarks/tiers.py fib_medulla_64.tif --label sweep --ratios --peers '' --sweep vqvae-3d-1024 vqvae-2d-1024
 
-Each array is written once and read at every tier it has. PSNR and SSIM say how near the voxels are; the distances of
-spectrum and texture say whether the picture has the grain of the original, wherever its grains lie; the membranes'
-IoU (where a judge and labels are given: see membranes.py) says what a segmentation still finds. No one of them alone
-is the truth about an output that is partly synthesised.
+Each array is written once and read at every tier it has. PSNR and SSIM say how near the voxels are, the Fourier ring
+correlation down to which size; slope and distance of spectra and texture say whether the picture has the grain of the
+original, wherever its grains lie; the membranes' IoU and the objects between them (where a judge and labels are given:
+see membranes.py) say what a segmentation still finds. No one of them alone is the truth about an output that is partly
+synthesised. Synapses are not scored: no public volume named here has any labelled.
+
+--fine-tuned takes directories of models that saw other sections of the same tissue; those weights are not part of this
+repository. Made in minutes from the checkpoint of a shipped network:
+
+    python -m zarr_emcodec.train vqvae-2d-1024 --volume sections_0_to_8.npy --start vqvae-2d-1024.pt --fine-tune \\
+        --minutes 6 --checkpoint vnc-1024.pt
+    python -m zarr_emcodec.train.export_vq --checkpoint vnc-1024.pt --volume sections_0_to_8.npy --models tuned \\
+        --name vqvae-2d-1024-vnc
+    python benchmarks/tiers.py sstem_vnc_20.tif --sections 11 20 --judge judge.onnx \\
+        --labels sstem_vnc_20_membranes.tif --ratios --peers '' --fine-tuned tuned/vqvae-2d-1024-vnc --label fine_tuned
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +40,9 @@ import peers
 import zarr
 from common import OURS, PEERS, RESULTS, Volume, clip_chunk, load_volume, machine, package_version, versions, write_json
 from membranes import Judge
-from metrics import psnr, spectral_distance, ssim, texture_distance
+from metrics import frc_cutoffs, psnr, spectral_distance, spectrum_slope, ssim, texture_distance
 from PIL import Image
+from token_coding import perplexity, price_sweep
 
 import zarr_emcodec
 from zarr_emcodec import roi
@@ -40,80 +55,130 @@ STILL_AND_VIDEO = "jpeg2k,avif,hevc_intra,hevc_inter,av1_inter,down4_av1,down8_a
 LOWEST_RATIO = 40.0  # of the peers' points: finer ones are rd.py's
 TIERS = ("top", "prior", "full")
 PICTURE_EDGE = 320
+NEAR_ISOTROPIC = 2.0  # section thickness over pixel size up to which "auto" takes 3-D models
 
 
-def quality(raw: Chunk, decoded: Chunk, judge: Judge | None) -> dict[str, float]:
-    """Every figure of one reconstruction."""
-    row = {
-        "psnr": psnr(raw, decoded),
-        "ssim": ssim(raw, decoded),
-        "spectral_db": spectral_distance(raw, decoded),
-        "texture": texture_distance(raw, decoded),
-    }
-    return row | (judge.score(decoded) if judge else {})
+@dataclass(frozen=True)
+class Bench:
+    """One volume and what its reconstructions are held against.
+
+    Attributes
+    ----------
+    volume : Volume
+    chunk : (int, int, int), voxels
+    pixel_nm : float or None
+        Edge of a pixel of a section.
+    judge : Judge or None
+    """
+
+    volume: Volume
+    chunk: Shape3
+    pixel_nm: float | None
+    judge: Judge | None
+
+    def grey(self, voxels: Chunk) -> Chunk:
+        """Voxels in grey levels of 0 to 255 over the volume's window; uint8 as it is."""
+        low, high = self.volume.window
+        return (
+            voxels if voxels.dtype == np.uint8 else (voxels.astype(np.float32) - low) * np.float32(255 / (high - low))
+        )
+
+    def quality(self, decoded: Chunk) -> dict[str, float]:
+        """Every figure of one reconstruction."""
+        raw, grey = self.grey(self.volume.voxels), self.grey(decoded)
+        row = {
+            "psnr": psnr(raw, grey),
+            "ssim": ssim(raw, grey),
+            "spectral_db": spectral_distance(raw, grey),
+            "texture": texture_distance(raw, grey),
+            "spectrum_slope": spectrum_slope(grey),
+            **frc_cutoffs(raw, grey, self.pixel_nm),
+        }
+        return row | (self.judge.score(decoded) if self.judge else {})
+
+    def uncompressed(self) -> dict[str, float]:
+        """What the figures that need no original say of it."""
+        slope = {"spectrum_slope": spectrum_slope(self.grey(self.volume.voxels))}
+        return slope | (self.judge.uncompressed if self.judge else {})
 
 
 def our_points(
-    volume: Volume, chunk: Shape3, ratio: float, words: dict[str, Any], judge: Judge | None
+    bench: Bench, ratio: float | None, words: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Chunk]]:
     """The points of one array at each tier of its model, and what each tier looks like."""
-    raw, points, looks = volume.voxels, [], {}
+    raw, points, looks = bench.volume.voxels, [], {}
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/tokens.zarr"
         spec = zarr_emcodec.v3.VQVAECodec(ratio=ratio, **words)
         start = time.process_time()
-        zarr_emcodec.create_array(path, data=raw, chunks=chunk, codec=spec)
+        zarr_emcodec.create_array(path, data=raw, chunks=bench.chunk, codec=spec)
         encode_s = time.process_time() - start
         stored = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
         frames = [file.read_bytes() for file in Path(path).rglob("*") if file.is_file() and file.name != "zarr.json"]
-        model = zarr_emcodec.inspect(frames[0]).model
+        common = {
+            "asked": ratio,
+            "model": zarr_emcodec.inspect(frames[0]).model,
+            "ratio": raw.nbytes / stored,
+            "frames_ratio": raw.nbytes / sum(map(len, frames)),
+            **perplexity(frames),
+            "encode_mb_s": raw.nbytes / 1e6 / encode_s,
+        }
+        figures_of: dict[str, dict[str, float]] = {}
         for tier in TIERS:
             try:
-                seconds = []
-                for _ in range(3):
-                    start = time.process_time()
-                    decoded = np.asarray(zarr_emcodec.open(path, tier=tier)[...])
-                    seconds.append(time.process_time() - start)
+                decoded, decode_s = read(path, tier)
             except zarr_emcodec.EmCodecError as error:
-                print(f"  {ratio:g} at {tier}: {error}", file=sys.stderr)
+                print(f"  {ratio or words['model']} at {tier}: {error}", file=sys.stderr)
                 continue
+            same = [other for other, look in looks.items() if np.array_equal(look, decoded)]  # prior, where all is kept
+            figures_of[tier] = figures_of[same[0]] if same else bench.quality(decoded)
             looks[tier] = decoded
-            points.append(
-                {
-                    "asked": ratio,
-                    "tier": tier,
-                    "model": model,
-                    "ratio": raw.nbytes / stored,
-                    "frames_ratio": raw.nbytes / sum(map(len, frames)),
-                    **quality(raw, decoded, judge),
-                    "encode_mb_s": raw.nbytes / 1e6 / encode_s,
-                    "decode_mb_s": raw.nbytes / 1e6 / float(np.median(seconds)),
-                }
-            )
+            points.append({**common, "tier": tier, **figures_of[tier], "decode_mb_s": raw.nbytes / 1e6 / decode_s})
     return points, looks
 
 
-def peer_points(volume: Volume, chunk: Shape3, name: str, judge: Judge | None) -> list[dict[str, Any]]:
+def read(path: str, tier: str) -> tuple[Chunk, float]:
+    """An array at a tier, and the median CPU seconds of three reads."""
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        decoded = np.asarray(zarr_emcodec.open(path, tier=tier)[...])
+        seconds.append(time.process_time() - start)
+    return decoded, float(np.median(seconds))
+
+
+def reused(bench: Bench, path: Path | None) -> dict[str, list[dict[str, Any]]]:
+    """Curves of peers in an earlier record of the very same voxels and chunks; they may lack figures of today."""
+    if path is None:
+        return {}
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    same = earlier["volume"]["voxels_sha256"] == bench.volume.facts()["voxels_sha256"]
+    if not same or not earlier["protocol"].startswith(f"chunks {' x '.join(map(str, bench.chunk))};"):
+        raise SystemExit(f"{path.name}: of other voxels or chunks. Name a record of this volume, or none.")
+    return dict(earlier["peers"])
+
+
+def peer_points(bench: Bench, name: str) -> list[dict[str, Any]]:
     """A peer's points at ratios that tokens are for."""
-    points = []
+    points, raw = [], bench.volume.voxels
     for level in peers.PEERS[name].qualities:  # from coarse to fine
-        n_bytes, decoded, _, decode_s = peers.roundtrip(name, volume.voxels, chunk, level)
-        ratio = volume.voxels.nbytes / n_bytes
+        n_bytes, decoded, _, decode_s = peers.roundtrip(name, raw, bench.chunk, level)
+        ratio = raw.nbytes / n_bytes
         if ratio < LOWEST_RATIO:
             break
-        row = {"quality": level, "ratio": ratio, **quality(volume.voxels, decoded, judge)}
-        points.append(row | {"decode_mb_s": volume.voxels.nbytes / 1e6 / max(decode_s, 1e-9)})
+        row = {"quality": level, "ratio": ratio, **bench.quality(decoded)}
+        points.append(row | {"decode_mb_s": raw.nbytes / 1e6 / max(decode_s, 1e-9)})
     return points
 
 
-def upgrade(volume: Volume, chunk: Shape3, words: dict[str, Any]) -> dict[str, Any]:
+def upgrade(volume: Volume, chunk: Shape3) -> dict[str, Any]:
     """Bytes on disk before and after a tenth of the sections' area is raised from `top` to `prior`."""
     raw = volume.voxels
     side = round(0.1**0.5 * raw.shape[1]), round(0.1**0.5 * raw.shape[2])
     small = tuple(min(n, 128) for n in chunk[1:])
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/tokens.zarr"
-        codec = zarr_emcodec.v3.VQVAECodec(ratio=1024, **words)
+        codec = zarr_emcodec.v3.VQVAECodec(ratio=1024)
         zarr_emcodec.create_array(path, data=raw, chunks=(chunk[0], *small), codec=codec)
 
         def files() -> dict[str, bytes]:
@@ -129,15 +194,17 @@ def upgrade(volume: Volume, chunk: Shape3, words: dict[str, Any]) -> dict[str, A
         "bytes_after": sum(map(len, after.values())),
         "objects": len(before),
         "objects_changed": sum(changed),
-        "report": {key: value for key, value in vars(report).items() if isinstance(value, int | float | str)},
+        "report": {key: value for key, value in vars(report).items() if isinstance(value, int | float)},
     }
 
 
-def picture(raw: Chunk, looks: dict[str, Chunk], path: Path) -> None:
+def picture(bench: Bench, looks: dict[str, Chunk], path: Path) -> None:
     """Original and tiers of one section beside each other."""
+    raw = bench.volume.voxels
     z = raw.shape[0] // 2
     y, x = ((n - min(n, PICTURE_EDGE)) // 2 for n in raw.shape[1:])
-    panels = [v[z, y : y + PICTURE_EDGE, x : x + PICTURE_EDGE] for v in (raw, *looks.values())]
+    views = [v[z, y : y + PICTURE_EDGE, x : x + PICTURE_EDGE] for v in (raw, *looks.values())]
+    panels = [np.clip(np.rint(bench.grey(view)), 0, 255).astype(np.uint8) for view in views]
     gap = np.full((panels[0].shape[0], 6), 255, np.uint8)
     strip = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
     Image.fromarray(strip).save(path, optimize=True)
@@ -146,17 +213,24 @@ def picture(raw: Chunk, looks: dict[str, Chunk], path: Path) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volume", type=Path, help="uint8 stack (z, y, x)")
+    parser.add_argument("volume", type=Path, help="stack (z, y, x), uint8 or uint16; peers take uint8")
     parser.add_argument("--sections", nargs=2, type=int, metavar=("FIRST", "LAST+1"))
     parser.add_argument("--chunk", nargs=3, type=int, default=(16, 512, 512), metavar=("Z", "Y", "X"))
-    parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
-    parser.add_argument("--voxel-nm", nargs=3, type=float, metavar=("Z", "Y", "X"), help="also measure 3-D models")
+    parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
+    parser.add_argument(
+        "--voxel-nm", nargs=3, type=float, metavar=("Z", "Y", "X"), help="near-isotropic ones also have 3-D models"
+    )
     parser.add_argument("--models", nargs="*", default=[], help="further models by id, at their own ratios")
+    parser.add_argument("--fine-tuned", nargs="*", type=Path, default=[], metavar="FOLDER", help="model directories")
+    parser.add_argument("--sweep", nargs="*", default=[], metavar="MODEL", help="PSNR over the price on bits")
+    parser.add_argument("--sweep-depths", nargs="*", type=int, help="sections of a chunk in the sweep")
     parser.add_argument("--mode", default="entropy", choices=("entropy", "nominal"))
     parser.add_argument("--effort", type=int, default=0)
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--peers", default=STILL_AND_VIDEO, help="comma-separated, or '' for none")
+    parser.add_argument("--reuse", type=Path, metavar="RECORD", help="take peers that are not asked for from there")
+    parser.add_argument("--pictures", action="store_true", help="of tiers at 204.8x and 1024x")
     parser.add_argument("--label", default="", help="added to the names of the files written")
     parser.add_argument("--out", type=Path, help="folder of the JSON and PNG; results/<version> beside this script")
     args = parser.parse_args()
@@ -168,48 +242,94 @@ def cases(args: argparse.Namespace) -> list[tuple[float | None, dict[str, Any]]]
     """Ratio and further words of each array to write."""
     common = {"mode": args.mode, "effort": args.effort}
     out: list[tuple[float | None, dict[str, Any]]] = [(ratio, dict(common)) for ratio in args.ratios]
-    if args.voxel_nm:
+    if args.voxel_nm and args.voxel_nm[0] <= NEAR_ISOTROPIC * min(args.voxel_nm[1:]):
         deep = {**common, "voxel_nm": tuple(args.voxel_nm)}
         out += [(ratio, deep) for ratio in args.ratios if ratio in (256.0, 1024.0)]
-    return out + [(None, {**common, "model": model}) for model in args.models]
+    return out + [(None, {**common, "model": model}) for model in [*args.models, *map(card_id, args.fine_tuned)]]
 
 
-def main() -> None:
-    args = parse()
+def card_id(folder: Path) -> str:
+    """The id of the model in a directory."""
+    return str(json.loads((folder / "card.json").read_text(encoding="utf-8"))["id"])
+
+
+def training(folder: Path) -> dict[str, Any]:
+    """How the model in a directory was fitted, as its card says."""
+    told = json.loads((folder / "card.json").read_text(encoding="utf-8"))["training"]
+    words = ("minutes", "rate", "rate_linear", "ssim", "structure", "seed")
+    return {"steps": told["steps"], **{word: told["config"][word] for word in words}}
+
+
+def open_bench(args: argparse.Namespace) -> Bench:
+    """The volume, and the judge where there is one."""
     whole = load_volume(args.volume)
     scored = slice(*args.sections) if args.sections else slice(None)
     volume = Volume(whole.name, whole.voxels[scored], whole.file_sha256, whole.window)
     judge = None
     if args.judge:
         judge = Judge.open(args.judge, volume.voxels, load_volume(args.labels).voxels[scored] > 127)
-    chunk = clip_chunk(args.chunk, volume.voxels.shape)
-    name = f"{volume.name}{f'_{args.label}' if args.label else ''}"
-    args.out.mkdir(parents=True, exist_ok=True)
+    pixel_nm = float(np.mean(args.voxel_nm[1:])) if args.voxel_nm else None
+    return Bench(volume, clip_chunk(args.chunk, volume.voxels.shape), pixel_nm, judge)
+
+
+def sweeps(bench: Bench, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The price sweep of each model asked for, at each depth of chunks."""
+    depths = args.sweep_depths or [bench.chunk[0]]
+    shape = bench.volume.voxels.shape
+    chunks = [clip_chunk((depth, *args.chunk[1:]), shape) for depth in depths]
+    return [price_sweep(bench.volume, chunk, model) for model in args.sweep for chunk in chunks]
+
+
+def measure(bench: Bench, args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """The record of one volume; pictures are written on the way."""
     points: list[dict[str, Any]] = []
+    tuned = {card_id(folder) for folder in args.fine_tuned}
     for ratio, words in cases(args):
-        rows, looks = our_points(volume, chunk, ratio, words, judge)
-        points += rows
-        if ratio in (204.8, 1024.0) and "prior" in looks:
-            picture(volume.voxels, looks, args.out / f"tiers_{name}_{ratio:g}.png")
+        rows, looks = our_points(bench, ratio, words)
+        points += [{**row, "fine_tuned": words.get("model") in tuned} for row in rows]
+        if args.pictures and ratio in (204.8, 1024.0) and "prior" in looks:
+            picture(bench, looks, args.out / f"tiers_{name}_{ratio:g}.png")
         print("\n".join(f"  {line(row)}" for row in rows), flush=True)
-    curves = {}
-    for peer in filter(None, args.peers.split(",")):
-        curves[peer] = peer_points(volume, chunk, peer, judge)
+    curves = reused(bench, args.reuse)
+    asked = list(filter(None, args.peers.split(",")))
+    if asked and bench.volume.voxels.dtype != np.uint8:
+        print(f"{bench.volume.name} is {bench.volume.voxels.dtype}: peers take uint8", file=sys.stderr)
+        asked = []
+    for peer in asked:
+        curves[peer] = peer_points(bench, peer)
         print(f"{peers.PEERS[peer].label}\n" + "\n".join(f"  {line(row)}" for row in curves[peer]), flush=True)
-    record = {
+    chunk = " x ".join(map(str, bench.chunk))
+    return {
         "benchmark": "tiers",
-        "protocol": f"chunks {' x '.join(map(str, chunk))}; ours: all stored bytes, peers: payload only; PSNR peak 255",
-        "volume": volume.facts(),
+        "protocol": f"chunks {chunk}; ours: all stored bytes, peers: payload only; PSNR peak {bench.volume.peak:g}",
+        "volume": bench.volume.facts(),
         "sections": args.sections,
+        "voxel_nm": args.voxel_nm,
         "threads": 1,
         "machine": machine(),
         "versions": versions(OURS + PEERS),
+        "uncompressed": bench.uncompressed(),
+        "fine_tuned": {card_id(folder): training(folder) for folder in args.fine_tuned},
         "points": points,
         "peers": curves,
-        "roi_upgrade": upgrade(volume, chunk, {}) if 1024.0 in args.ratios else None,
+        "peers_reused": sorted(set(curves) - set(asked)),
+        "price_sweep": sweeps(bench, args),
+        "roi_upgrade": upgrade(bench.volume, bench.chunk) if 1024.0 in args.ratios else None,
     }
+
+
+def main() -> None:
+    args = parse()
+    bench = open_bench(args)
+    name = f"{bench.volume.name}{f'_{args.label}' if args.label else ''}"
+    args.out.mkdir(parents=True, exist_ok=True)
+    with zarr_emcodec.options(model_path=tuple({folder.resolve().parent for folder in args.fine_tuned})):
+        record = measure(bench, args, name)
     write_json(args.out / f"tiers_{name}.json", record)
-    print(figures.table(*tier_table(points)))
+    if record["points"]:
+        print(figures.table(*tier_table(record["points"])))
+    if record["price_sweep"]:
+        print(figures.table(*sweep_table(record["price_sweep"])))
 
 
 def line(row: dict[str, Any]) -> str:
@@ -219,13 +339,23 @@ def line(row: dict[str, Any]) -> str:
 
 def tier_table(points: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table that people read."""
-    keys = ["psnr", "ssim", "spectral_db", "texture", "iou_fraction", "encode_mb_s", "decode_mb_s"]
+    keys = ["psnr", "ssim", "spectral_db", "texture", "spectrum_slope", "frc_7", "frc_half", "frc_half_nm"]
+    keys += ["iou_fraction", "vi_split", "vi_merge", "arand", "perplexity_top", "encode_mb_s", "decode_mb_s"]
     keys = [key for key in keys if any(key in point for point in points)]
     rows = [
         [f"{p['asked'] or 0:g}", p["tier"], p["model"][:8], f"{p['ratio']:.1f}", *(f"{p[k]:.3g}" for k in keys)]
         for p in points
     ]
     return ["asked", "tier", "model", "ratio", *keys], rows
+
+
+def sweep_table(sweeps: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of PSNR at ratios exactly met."""
+    ratios = list(sweeps[0]["psnr_at"])
+    rows = [
+        [s["model"], f"{s['chunk'][0]}", *(figures.number(s["psnr_at"][ratio]) for ratio in ratios)] for s in sweeps
+    ]
+    return ["model", "sections", *(f"at {ratio}x" for ratio in ratios)], rows
 
 
 if __name__ == "__main__":
