@@ -43,7 +43,8 @@ def price_sweep(volume: Volume, chunk: Shape3, model: str) -> dict[str, Any]:
     -------
     dict
         ``points``: ``price`` in squared standard deviations a bit for each voxel of a token, the ratio of the frames,
-        PSNR, SSIM and `perplexity`. ``psnr_at``: PSNR at each of `RATIOS` that lies between two points, by PCHIP over log(ratio).
+        PSNR, SSIM and `perplexity`. ``psnr_at``: PSNR at each of `RATIOS` that lies between two points, by PCHIP over
+        log(ratio).
     """
     card = find_model(model).card.tokens
     assert card is not None
