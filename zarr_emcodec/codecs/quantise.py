@@ -21,46 +21,28 @@ from zarr_emcodec.errors import FrameError, ModelError
 
 PRICE = 0.115
 """Squared steps per bit: ln 2 / 6, the slope of distortion over rate of a uniform quantiser at high rate."""
-_HALF_WIDTH = 1023  # symbols beyond cost as much as this one in estimates
+HALF_WIDTH = 1023  # symbols beyond cost as much as this one in estimates
 _REVIVED_BITS = 16.0  # about what a symbol of a skipped channel costs once the channel has a table again
 _WORTH_BITS = 8.0  # a channel's table is changed only for more than the change itself costs
 
 
-class Ladder:
-    """The quality ladder of one model.
+class SymbolCosts:
+    """What symbols cost under each of a model's frequency tables, and where rounding up is worth it.
 
     Parameters
     ----------
-    arrays : mapping
-        Members of ``tables.npz``: those of `Tables`, and ``index`` (levels, channels) uint8, the table of each channel
-        at each level; ``step`` (levels,) and ``gain`` (channels,) float32, whose product is its quantiser step.
+    tables : Tables
+        Frozen; table 0 is that of symbols that are not stored.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.tables = Tables.from_arrays(arrays)
-        try:
-            self.index = np.asarray(arrays["index"])
-            step, gain = (np.asarray(arrays[name], np.float32) for name in ("step", "gain"))
-        except KeyError as error:
-            raise ModelError(f"tables.npz: member {error} is missing. Reinstall the model.") from error
-        if self.index.dtype != np.uint8 or self.index.ndim != 2 or self.index.shape != (*step.shape, *gain.shape):
-            raise ModelError(
-                f"tables.npz: index {self.index.shape} does not fit {step.shape} steps, {gain.shape} gains."
-            )
-        self.gain = step[:, None] * gain
-        if int(self.index.max()) >= self.tables.n_tables or not np.all(self.gain > 0):
-            raise ModelError("tables.npz: the ladder names tables that are not there, or steps that are not positive.")
-
-    @property
-    def n_levels(self) -> int:
-        """Levels, fine to coarse."""
-        return len(self.index)
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
 
     @cached_property
-    def _cost(self) -> NDArray[np.float32]:
-        """Bits of symbol ``s`` under table ``t`` at ``[t, s + _HALF_WIDTH]``, escapes included."""
+    def bits(self) -> NDArray[np.float32]:
+        """Bits of symbol ``s`` under table ``t`` at ``[t, s + HALF_WIDTH]``, escapes included."""
         tables = self.tables
-        symbol = np.arange(-_HALF_WIDTH, _HALF_WIDTH + 1)
+        symbol = np.arange(-HALF_WIDTH, HALF_WIDTH + 1)
         rows = []
         for bits, low, size in zip(tables.cost_bits, tables.lows, tables.sizes, strict=True):
             regular = int(size) - 1
@@ -75,17 +57,48 @@ class Ladder:
         return np.asarray(rows, np.float32)
 
     @cached_property
-    def _thresholds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def thresholds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Per table: above which fraction of a step 0 becomes 1, and n - 1 becomes n >= 2.
 
         ``n`` beats ``n - 1`` in ``(v - n)**2 + PRICE * bits`` where
         ``v > n - 1/2 + PRICE / 2 * (bits(n) - bits(n - 1))``.
         """
-        zero, one, two = (self._cost[:, _HALF_WIDTH + n] for n in range(3))
+        zero, one, two = (self.bits[:, HALF_WIDTH + n] for n in range(3))
         first = np.clip(0.5 + PRICE / 2 * (one - zero), 0.5, 1.2)
         further = np.clip(0.5 + PRICE / 2 * (two - one), 0.5, 0.8)
         first[0], further[0] = first[1:].max(), further[1:].max()  # a skipped channel may come back, if it is strong
         return first.astype(np.float32), further.astype(np.float32)
+
+
+class Ladder:
+    """The quality ladder of one model.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Members of ``tables.npz``: those of `Tables`, and ``index`` (levels, channels) uint8, the table of each channel
+        at each level; ``step`` (levels,) and ``gain`` (channels,) float32, whose product is its quantiser step, or
+        ``gain`` (levels, channels) alone.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.tables = Tables.from_arrays(arrays)
+        self.costs = SymbolCosts(self.tables)
+        try:
+            self.index = np.asarray(arrays["index"])
+            gain = np.asarray(arrays["gain"], np.float32)
+            self.gain = gain if gain.ndim == 2 else np.asarray(arrays["step"], np.float32)[:, None] * gain
+        except KeyError as error:
+            raise ModelError(f"tables.npz: member {error} is missing. Reinstall the model.") from error
+        if self.index.dtype != np.uint8 or self.index.ndim != 2 or self.index.shape != self.gain.shape:
+            raise ModelError(f"tables.npz: index {self.index.shape} does not fit steps of shape {self.gain.shape}.")
+        if int(self.index.max()) >= self.tables.n_tables or not np.all(self.gain > 0):
+            raise ModelError("tables.npz: the ladder names tables that are not there, or steps that are not positive.")
+
+    @property
+    def n_levels(self) -> int:
+        """Levels, fine to coarse."""
+        return len(self.index)
 
     def quantise(self, latents: NDArray[np.float32], level: int, index: NDArray[np.uint8] | None = None) -> Symbols:
         """Rate-distortion optimal symbols.
@@ -104,7 +117,7 @@ class Ladder:
         ndarray, shape (channels, m), int32
         """
         tables = self.index[level] if index is None else index
-        first, further = (t[tables][:, None] for t in self._thresholds)
+        first, further = (t[tables][:, None] for t in self.costs.thresholds)
         scaled = latents * (1 / self.gain[level])[:, None]
         size = np.abs(scaled)
         coarse = np.floor(size + (1 - further))
@@ -145,10 +158,10 @@ class Ladder:
 
     def _bits_by_table(self, symbols: Symbols) -> NDArray[np.float32]:
         """Estimated bits of each channel under each table, shape (channels, tables)."""
-        reach = min(int(np.abs(symbols).max(initial=0)), _HALF_WIDTH)
+        reach = min(int(np.abs(symbols).max(initial=0)), HALF_WIDTH)
         counts = _histograms(symbols, reach)
         # einsum, not a matrix product: BLAS would start threads of its own, which spin on for longer than this takes
-        cost = self._cost[:, _HALF_WIDTH - reach : _HALF_WIDTH + reach + 1]
+        cost = self.costs.bits[:, HALF_WIDTH - reach : HALF_WIDTH + reach + 1]
         bits = np.einsum("cs,ts->ct", counts, cost)
         # the skip table is right exactly where all symbols are zero
         bits[:, 0] = np.where(counts[:, reach] == symbols.shape[1], 0.0, np.inf)
@@ -156,8 +169,8 @@ class Ladder:
 
     def default_bits(self, symbols: Symbols, level: int) -> float:
         """Estimated size of symbols under the level's own tables."""
-        reach = min(int(np.abs(symbols).max(initial=0)), _HALF_WIDTH)
-        cost = self._cost[self.index[level], _HALF_WIDTH - reach : _HALF_WIDTH + reach + 1]
+        reach = min(int(np.abs(symbols).max(initial=0)), HALF_WIDTH)
+        cost = self.costs.bits[self.index[level], HALF_WIDTH - reach : HALF_WIDTH + reach + 1]
         return float((_histograms(symbols, reach) * cost).sum())
 
     def can_code(self, symbols: Symbols, level: int) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from zarr_emcodec import transform
 from zarr_emcodec._types import Chunk, Shape, Symbols
-from zarr_emcodec.codecs import inference
+from zarr_emcodec.codecs import context_decode, inference
 from zarr_emcodec.codecs.latents import StreamPlan, join_streams, plan_streams
 from zarr_emcodec.codecs.opened import Opened
 from zarr_emcodec.codecs.quantise import Ladder
@@ -53,14 +53,27 @@ class _Latent:
 
 def decode(opened: Sequence[Opened], options: Options) -> list[Chunk]:
     """Voxels of frames, with shared entropy decoding and inference where model and shape agree."""
-    items = [_plan(item, options) for item in opened]
+    for item in opened:
+        _check_tier(item, options)
+    out: dict[int, Chunk] = {}
+    learned = [i for i, item in enumerate(opened) if item.model.card.context is not None]
+    plain = [i for i, item in enumerate(opened) if item.model.card.context is None]
+    if learned:
+        out.update(zip(learned, context_decode.decode([opened[i] for i in learned], options), strict=True))
+    if plain:
+        out.update(zip(plain, _decode_plain([opened[i] for i in plain], options), strict=True))
+    return [out[i] for i in range(len(opened))]
+
+
+def _decode_plain(opened: Sequence[Opened], options: Options) -> list[Chunk]:
+    items = [_plan(item) for item in opened]
     _entropy_decode(items, options)
     for group in _alike(items):
         _synthesise(group, options)
     return [item.voxels.reshape(item.shape) for item in items]
 
 
-def _plan(opened: Opened, options: Options) -> _Latent:
+def _check_tier(opened: Opened, options: Options) -> None:
     frame, model = opened.frame, opened.model
     if frame.tier is not Tier.FULL:
         raise UnsupportedFrameError(
@@ -74,6 +87,10 @@ def _plan(opened: Opened, options: Options) -> _Latent:
             name="tier",
             value=options.tier,
         )
+
+
+def _plan(opened: Opened) -> _Latent:
+    frame, model = opened.frame, opened.model
     n = transform.n_sections(opened.shape)
     per_plane = n // opened.shape[0] if len(opened.shape) > 2 else 1
     start, stop = (n_planes * per_plane for n_planes in opened.planes) if len(opened.shape) > 2 else (0, n)

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zarr_emcodec import transform
-from zarr_emcodec.codecs import inference
+from zarr_emcodec.codecs import context_coding, inference
+from zarr_emcodec.codecs.context import context_model_of
+from zarr_emcodec.codecs.context_coding import ContextLatents
 from zarr_emcodec.codecs.job import LOSSLESS_FROM, ChunkJob
-from zarr_emcodec.codecs.latents import ChunkLatents, Stream
+from zarr_emcodec.codecs.latents import ChunkLatents
 from zarr_emcodec.codecs.vae import VAESpec
 from zarr_emcodec.codecs.vae_decode import ladder_of
 from zarr_emcodec.entropy import coder
@@ -30,7 +32,7 @@ _WORTH_A_LEVEL = 1.035  # frames grow by 3 to 4 % from one level to the next fin
 class VAEJob(ChunkJob[VAESpec]):
     """A chunk with its latents, and the levels that were tried."""
 
-    latents: ChunkLatents = field(init=False)
+    latents: ChunkLatents | ContextLatents = field(init=False)
     tried: dict[int, bytes] = field(init=False, default_factory=dict)
 
     def level_for_ratio(self) -> int:
@@ -97,19 +99,22 @@ def encode(jobs: Sequence[VAEJob], options: Options) -> None:
 def _analyse(jobs: Sequence[VAEJob], options: Options) -> None:
     """Latents of every job; chunks with sections of one shape share their inference calls."""
     model = jobs[0].model
+    ndim = model.card.ndim
     groups: dict[tuple[int, ...], list[VAEJob]] = {}
     for job in jobs:
-        groups.setdefault(transform.section_shape(job.inner.shape), []).append(job)
-    ladder = ladder_of(model)
-    for group in groups.values():
-        grey = [
-            transform.pad_to_stride(transform.to_grey(transform.sections_of(job.inner), job.window), model.card.stride)
-            for job in group
-        ]
+        groups.setdefault(transform.section_shape(job.inner.shape, ndim), []).append(job)
+    for extent, group in groups.items():
+        sections = [transform.to_grey(transform.sections_of(job.inner, ndim), job.window) for job in group]
+        grey = [transform.pad_to_stride(part, model.card.stride) for part in sections]
         latents = inference.analyse(model, grey[0] if len(grey) == 1 else np.concatenate(grey), options)
         ends = np.cumsum([len(g) for g in grey])
         for job, stop, part in zip(group, ends, grey, strict=True):
-            job.latents = ChunkLatents(latents[stop - len(part) : stop], ladder)
+            mine = latents[stop - len(part) : stop]
+            job.latents = (
+                ChunkLatents(mine, ladder_of(model))
+                if model.card.context is None
+                else ContextLatents(mine, context_model_of(model), extent)
+            )
 
 
 def _settle(jobs: Sequence[VAEJob], options: Options) -> None:
@@ -151,13 +156,33 @@ def _settle_guard(job: VAEJob, level: int | None, options: Options) -> None:
 
 def _code(jobs: Sequence[VAEJob], levels: Sequence[int], options: Options) -> list[bytes]:
     """Frames of jobs at given levels; the streams of all go through the entropy coder together."""
-    coded: list[tuple[bytes, list[Stream]]] = [
-        job.latents.streams(level, job.spec.mode) for job, level in zip(jobs, levels, strict=True)
-    ]
-    flat = [(stream.symbols, stream.index) for _, streams in coded for stream in streams]
-    mode = jobs[0].spec.mode
-    data = iter(coder.encode_many(flat, jobs[0].latents.ladder.tables, mode=mode, backend=options.entropy_backend))
+    code = _code_plain if isinstance(jobs[0].latents, ChunkLatents) else _code_in_context
     return [
-        job.pack_latents((side, *(next(data) for _ in streams)), level)
-        for job, level, (side, streams) in zip(jobs, levels, coded, strict=True)
+        job.pack_latents((side, *parts), level)
+        for job, level, (side, parts) in zip(jobs, levels, code(jobs, levels, options), strict=True)
     ]
+
+
+def _code_plain(jobs: Sequence[VAEJob], levels: Sequence[int], options: Options) -> list[tuple[bytes, list[bytes]]]:
+    """Side information and streams of jobs whose channels have fixed tables."""
+    mode = jobs[0].spec.mode
+    latents = [job.latents for job in jobs if isinstance(job.latents, ChunkLatents)]
+    coded = [mine.streams(level, mode) for mine, level in zip(latents, levels, strict=True)]
+    flat = [(stream.symbols, stream.index) for _, streams in coded for stream in streams]
+    data = iter(coder.encode_many(flat, latents[0].ladder.tables, mode=mode, backend=options.entropy_backend))
+    return [(side, [next(data) for _ in streams]) for side, streams in coded]
+
+
+def _code_in_context(
+    jobs: Sequence[VAEJob], levels: Sequence[int], options: Options
+) -> list[tuple[bytes, list[bytes]]]:
+    """Side information and parts of jobs with a learned entropy model, those of one grid together."""
+    latents = [job.latents for job in jobs if isinstance(job.latents, ContextLatents)]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, mine in enumerate(latents):
+        groups.setdefault(mine.extent, []).append(i)
+    out: dict[int, tuple[bytes, list[bytes]]] = {}
+    for group in groups.values():
+        found = context_coding.encode_sections([latents[i] for i in group], [levels[i] for i in group], options)
+        out.update(zip(group, found, strict=True))
+    return [out[i] for i in range(len(jobs))]

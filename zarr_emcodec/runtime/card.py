@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from zarr_emcodec.errors import ModelError, ModelMismatchError
 from zarr_emcodec.runtime.card_values import NAME as NAME
 from zarr_emcodec.runtime.card_values import CardReader
+from zarr_emcodec.runtime.context_card import ContextCard, read_context
+from zarr_emcodec.runtime.inr_card import PLACEHOLDERS, InrCard, read_inr
 from zarr_emcodec.runtime.token_card import TokenCard, read_tokens
 
 CARD_FORMAT = 1
@@ -62,6 +64,10 @@ class Card:
         Of the weights.
     tokens : TokenCard or None
         What a model of codec "vqvae" says of its tokens.
+    inr : InrCard or None
+        What a model of codec "inr" says of the networks that its frames bring along.
+    context : ContextCard or None
+        What a model of codec "vae" with a learned entropy model says of it.
     extra : mapping
         Keys that this version does not know.
     """
@@ -83,6 +89,8 @@ class Card:
     training: Mapping[str, Any] = field(hash=False, repr=False)
     licence: str
     tokens: TokenCard | None
+    inr: InrCard | None
+    context: ContextCard | None
     measured: Mapping[str, Any] = field(hash=False, repr=False)
     extra: Mapping[str, Any] = field(hash=False, repr=False)
 
@@ -184,10 +192,15 @@ def parse_card(text: str | bytes, where: str) -> Card:
 def _read(reader: CardReader, data: Mapping[str, Any]) -> Card:
     decoder = reader.mapping(data.get("decoder"), "decoder")
     encoder = reader.mapping(data.get("encoder", {}), "encoder")
+    codec = reader.text(data.get("codec"), "codec", _CODEC)
+    inr = read_inr(reader, decoder) if codec == "inr" else None
+    stated = decoder
+    if inr is not None:
+        decoder = {**decoder, **PLACEHOLDERS}
     ndim = reader.integer(decoder.get("ndim"), "decoder.ndim", 2, 3)
     files = reader.files(decoder.get("files"), "decoder.files", "decoder.onnx")
-    codec = reader.text(data.get("codec"), "codec", _CODEC)
     tokens = read_tokens(reader, decoder, encoder, ndim) if codec == "vqvae" else None
+    channels = 1 if tokens else reader.integer(decoder.get("channels"), "decoder.channels", 1, _MAX_CHANNELS)
     known = {"format", "id", "codec", "digest", "decoder", "encoder", "ratio_range", "licence", *_FREE}
     free = {name: reader.mapping(data.get(name, {}), name) for name in _FREE}
     for name in ("voxel_nm", "mac_per_voxel"):
@@ -195,10 +208,10 @@ def _read(reader: CardReader, data: Mapping[str, Any]) -> Card:
     return Card(
         id=reader.text(data.get("id"), "id", _ID),
         codec=codec,
-        decoder=decoder,
+        decoder=stated,
         ndim=ndim,
         stride=reader.per_axis(decoder.get("stride"), "decoder.stride", ndim, 1, _MAX_STRIDE),
-        channels=1 if tokens else reader.integer(decoder.get("channels"), "decoder.channels", 1, _MAX_CHANNELS),
+        channels=channels,
         levels=1 if tokens else reader.integer(decoder.get("levels"), "decoder.levels", 1, _MAX_LEVELS),
         decoder_files=files,
         decoder_halo=reader.per_axis(decoder.get("halo"), "decoder.halo", ndim, 0, _MAX_HALO),
@@ -207,6 +220,8 @@ def _read(reader: CardReader, data: Mapping[str, Any]) -> Card:
         ratio_range=reader.span(data.get("ratio_range"), "ratio_range"),
         licence=reader.text(data.get("licence", ""), "licence", None),
         tokens=tokens,
+        inr=inr,
+        context=read_context(reader, decoder, ndim, channels) if codec == "vae" else None,
         extra={key: value for key, value in data.items() if key not in known},
         **free,
     )

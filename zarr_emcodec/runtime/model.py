@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     from zarr_emcodec.runtime.token_card import TokenCard
 
-Part = Literal["encoder", "decoder", "encoder-bottom", "decoder-bottom", "prior", "prior-bottom"]
-"""A network of a model, by the name of its file; all but the first two belong to models of tokens."""
+Part = Literal["encoder", "decoder", "encoder-bottom", "decoder-bottom", "prior", "prior-bottom",
+               "context-0", "context-1", "context-2", "context-3"]  # fmt: skip
+"""A network of a model, by the name of its file; all but the first two are of token models or of entropy models."""
 CARD, TABLES = "card.json", "tables.npz"
 MAX_FILE_BYTES = 1 << 28
 _MAX_TABLE_BYTES = 1 << 26  # all arrays together, unpacked
@@ -81,8 +82,8 @@ class Model:
 
     @property
     def can_encode(self) -> bool:
-        """Whether an encoder came with it."""
-        return bool(self.card.encoder_files)
+        """Whether an encoder came with it; fields are fitted and need none."""
+        return bool(self.card.encoder_files) or self.card.inr is not None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Model) and self.card.digest == other.card.digest
@@ -168,7 +169,7 @@ class Model:
 
         Parameters
         ----------
-        part : {"encoder", "decoder", "encoder-bottom", "decoder-bottom", "prior", "prior-bottom"}
+        part : {"encoder", "decoder", "encoder-bottom", "decoder-bottom", "prior", "prior-bottom", "context-0", ...}
             Which network.
         inputs : mapping of str to ndarray
             By input name; the first is the signal: (n, channels, \\*grid), float32, or tokens (n, \\*grid), int64.
@@ -180,7 +181,7 @@ class Model:
         ndarray, float32
             (n, channels, \\*grid / stride) latents of an encoder, (n, 1, \\*grid * stride) grey levels of a decoder. Of
             tokens: images in standard deviations, distances to each code in place of latents, a prior's score for
-            each table.
+            each table. Of a context: mean and scale of each latent of a group's places.
 
         Raises
         ------
@@ -211,6 +212,11 @@ class Model:
         card = self.card
         if card.tokens is not None:
             return _token_output(card.tokens, part, shape)
+        if card.inr is not None:
+            return (shape[0], 1)
+        if card.context is not None and part.startswith("context"):
+            group = card.context.groups[int(part.rpartition("-")[2])]
+            return (shape[0], 2 * card.context.channels * len(group), *shape[2:])
         grid = zip(shape[2:], card.stride, strict=False)
         if part == "encoder":
             return (shape[0], card.channels, *(size // stride for size, stride in grid))

@@ -120,12 +120,7 @@ class CropSampler:
         x = torch.rot90(x, turns, (1, 2))
         if rng.random() < 0.5:
             x = x.flip(2)
-        if rng.random() < 0.7:
-            mean = float(x.mean())
-            contrast = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))
-            x = (x - mean) * contrast + mean + float(rng.uniform(-25, 25))
-        if rng.random() < 0.3:
-            x = 255 * (x.clamp(0, 255) / 255) ** float(np.exp(rng.uniform(-0.4, 0.4)))
+        x = _other_grey(x, rng)
         if rng.random() < 0.1:
             x = _blurred(x, float(rng.uniform(0.4, 1.2)))
         if rng.random() < 0.25:
@@ -206,6 +201,69 @@ class StandardSampler:
         return x.contiguous()
 
 
+class VolumeSampler:
+    """Draws augmented crops of isotropic volumes in their own grey levels; the same seed draws the same crops.
+
+    As `CropSampler` does for sections: any permutation of the axes, flips, scale, contrast, brightness, gamma, noise.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        Those that are isotropic are used; at least one must be.
+    crop : tuple of int
+        Edges (z, y, x) in voxels.
+    seed : int
+        Of the generator.
+    """
+
+    def __init__(self, sources: Sequence[Source], crop: tuple[int, ...], seed: int) -> None:
+        self.crop = crop
+        self.random = np.random.default_rng(seed)
+        chosen = [s for s in sources if s.isotropic]
+        if not chosen:
+            raise SpecError("crops of volumes need an isotropic source.", name="sources", value=len(sources))
+        self.volumes: list[NDArray[np.generic]] = []
+        self.windows: list[tuple[float, float]] = []
+        self.validation: list[NDArray[np.float32]] = []
+        for source in chosen:
+            volume = read_volume(source.path)
+            offset, scale = grey_window(volume)
+            self.volumes.append(volume[: len(volume) - source.held_out])
+            self.windows.append((offset, scale))
+            if source.held_out:
+                held = volume[len(volume) - source.held_out :].astype(np.float32)
+                self.validation.append(((held - offset) / scale).astype(np.float32))
+        weights = np.array([s.weight for s in chosen], float)
+        self.weights = weights / weights.sum()
+
+    def raw_crop(self, edges: tuple[int, ...]) -> NDArray[np.float32]:
+        """A random crop of at most `edges` voxels of a volume with its axes in any order, not augmented."""
+        rng = self.random
+        which = int(rng.choice(len(self.volumes), p=self.weights))
+        volume = self.volumes[which].transpose(*rng.permutation(3))
+        sizes = [min(n, m) for n, m in zip(volume.shape, edges, strict=True)]
+        starts = [int(rng.integers(n - m + 1)) for n, m in zip(volume.shape, sizes, strict=True)]
+        part = volume[tuple(slice(a, a + m) for a, m in zip(starts, sizes, strict=True))]
+        offset, scale = self.windows[which]
+        return np.asarray((part.astype(np.float32) - offset) / scale, np.float32)
+
+    def batch(self, size: int) -> Tensor:
+        """Augmented crops ``[size, 1, *crop]`` float32, grey levels within 0 to 255."""
+        return torch.stack([self._augmented() for _ in range(size)])
+
+    def _augmented(self) -> Tensor:
+        rng = self.random
+        zoom = float(np.exp(rng.uniform(np.log(0.7), np.log(1.4)))) if rng.random() < 0.4 else 1.0
+        x = torch.from_numpy(np.ascontiguousarray(self.raw_crop(tuple(round(n / zoom) for n in self.crop))))
+        x = x.flip([axis for axis in range(3) if rng.random() < 0.5])[None]
+        if x.shape[1:] != self.crop:
+            x = F.interpolate(x[None], self.crop, mode="trilinear", align_corners=False)[0]
+        x = _other_grey(x, rng)
+        if rng.random() < 0.15:
+            x = x + torch.from_numpy(rng.normal(0, rng.uniform(1, 8), tuple(x.shape)).astype(np.float32))
+        return x.clamp(0, 255).contiguous()
+
+
 def grey_window(volume: NDArray[np.generic]) -> tuple[float, float]:
     """Offset and scale that bring a volume to grey levels of 0 to 255: the identity for uint8."""
     if volume.dtype == np.uint8:
@@ -213,6 +271,17 @@ def grey_window(volume: NDArray[np.generic]) -> tuple[float, float]:
     low, high = np.percentile(volume[:: max(1, len(volume) // 8)].astype(np.float64), (0.1, 99.9))
     scale = max(float(high - low), 1e-6) / 224.0
     return float(low) - 16.0 * scale, scale
+
+
+def _other_grey(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Another contrast, brightness and gamma, as other stains and detectors have."""
+    if rng.random() < 0.7:
+        mean = float(x.mean())
+        contrast = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))
+        x = (x - mean) * contrast + mean + float(rng.uniform(-25, 25))
+    if rng.random() < 0.3:
+        x = 255 * (x.clamp(0, 255) / 255) ** float(np.exp(rng.uniform(-0.4, 0.4)))
+    return x
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:

@@ -24,13 +24,13 @@ def laplace_bits(values: Tensor, scale: Tensor) -> Tensor:
     Returns
     -------
     Tensor, same shape
-        ``-log2 P(value - 1/2 < x < value + 1/2)``, never above about 40.
+        ``-log2 P(value - 1/2 < x < value + 1/2)``.
     """
     size = values.abs()
-    inner = 1 - 0.5 * torch.exp((size - 0.5) / scale) - 0.5 * torch.exp(-(size + 0.5) / scale)  # cell holds zero
-    outer = torch.exp(-(size - 0.5).clamp(min=0) / scale) * 0.5 * (-torch.expm1(-1 / scale))
-    probability = torch.where(size < 0.5, inner, outer)
-    return -torch.log2(probability.clamp(min=1e-12))
+    near = size.clamp(max=0.5)  # beyond, the exponential of what is not used would overflow into the gradient
+    inner = 1 - 0.5 * torch.exp((near - 0.5) / scale) - 0.5 * torch.exp(-(near + 0.5) / scale)  # cell holds zero
+    outer = (size - 0.5).clamp(min=0) / scale - torch.log(-0.5 * torch.expm1(-1 / scale))
+    return torch.where(size < 0.5, -torch.log(inner), outer) / math.log(2)
 
 
 def thresholds(scale: Tensor, weight: float = LAMBDA) -> tuple[Tensor, Tensor]:

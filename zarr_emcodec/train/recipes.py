@@ -6,9 +6,11 @@ from pathlib import Path
 
 from zarr_emcodec.train.arch.vae2d import ArchConfig
 from zarr_emcodec.train.arch.vae3d import Arch3dConfig
+from zarr_emcodec.train.arch.variable import VariableConfig
 from zarr_emcodec.train.arch.vqvae import VQConfig
 from zarr_emcodec.train.data import Source
 from zarr_emcodec.train.loop import TrainConfig
+from zarr_emcodec.train.variable import VariableTrainConfig
 from zarr_emcodec.train.vq import VQTrainConfig
 
 RECIPES: dict[str, TrainConfig] = {
@@ -95,6 +97,83 @@ VQ_RECIPES: dict[str, VQTrainConfig] = {
     ),
 }
 
+VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
+    # transforms of vae-2d-s16 with one more residual block in each stage: start from it
+    "vae-2d-best": VariableTrainConfig(
+        model=VariableConfig(
+            ArchConfig(
+                stride=16,
+                channels=192,
+                step_min=1.5,
+                step_max=1600.0,
+                enc_widths=(64, 128),
+                enc_blocks=(2, 2),
+                dec_widths=(64, 160),
+                dec_blocks=(3, 3),
+            ),
+        ),
+    ),
+    "vae-2d-fast": VariableTrainConfig(
+        model=VariableConfig(
+            ArchConfig(
+                stride=16,
+                channels=192,
+                step_min=1.5,
+                step_max=1600.0,
+                enc_widths=(40, 96),
+                enc_blocks=(1, 1),
+                dec_widths=(40, 112),
+                dec_blocks=(1, 1),
+            ),
+            hyper=16,
+            hyper_width=48,
+            context_width=64,
+        ),
+    ),
+    "vae-3d-best": VariableTrainConfig(
+        model=VariableConfig(
+            Arch3dConfig(
+                strides=((4, 4, 4), (2, 2, 2)),
+                channels=256,
+                step_min=2.0,
+                step_max=1600.0,
+                enc_widths=(48, 112),
+                enc_blocks=(0, 2),
+                dec_widths=(48, 144),
+                dec_blocks=(1, 3),
+            ),
+            hyper=32,
+            hyper_width=96,
+            context_width=112,
+        ),
+        step_low=4.0,
+        step_high=800.0,
+        crop=(16, 96, 96),
+        batch=4,
+    ),
+    "vae-3d-fast": VariableTrainConfig(
+        model=VariableConfig(
+            Arch3dConfig(
+                strides=((4, 4, 4), (2, 2, 2)),
+                channels=256,
+                step_min=2.0,
+                step_max=1600.0,
+                enc_widths=(32, 80),
+                enc_blocks=(0, 1),
+                dec_widths=(24, 80),
+                dec_blocks=(0, 1),
+            ),
+            hyper=16,
+            hyper_width=48,
+            context_width=64,
+        ),
+        step_low=4.0,
+        step_high=800.0,
+        crop=(16, 96, 96),
+        batch=4,
+    ),
+}
+
 RATIOS: dict[str, tuple[float, float]] = {"vae-2d-s16": (4.0, 48.0), "vae-2d-s32": (32.0, 512.0)}
 """The ratios that each model is offered for. Their held-out curves cross at 32x."""
 
@@ -114,3 +193,12 @@ def standard_sources(folder: Path) -> list[Source]:
         Source(folder / "tem_myelin_u16.tif", weight=1.0, held_out=1),
     ]
     return [source for source in table if source.path.exists()]
+
+
+VARIABLE_RATIOS: dict[str, tuple[float, float]] = {
+    "vae-2d-best": (4.0, 512.0),
+    "vae-2d-fast": (4.0, 512.0),
+    "vae-3d-best": (4.0, 512.0),
+    "vae-3d-fast": (4.0, 512.0),
+}
+"""The ratios that the variable-rate models are offered for."""

@@ -1,0 +1,272 @@
+"""The learned entropy model at work: known latents in, mean and frequency table of each latent that comes next out.
+
+Latents of a cell come in groups: hyper-latents under fixed tables, then the places of a lattice group by group, each
+given everything before it. All numbers that decide what a bit means are whole: networks compute with integers below
+2**24, means are 16ths of a step, so writer and reader agree on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zarr_emcodec._types import Shape, Symbols
+from zarr_emcodec.codecs.inference import Feed, in_pieces
+from zarr_emcodec.codecs.quantise import Ladder, SymbolCosts
+from zarr_emcodec.entropy.tables import Tables
+from zarr_emcodec.errors import ModelError
+from zarr_emcodec.runtime import Model, Options
+from zarr_emcodec.runtime.context_card import PERIOD, ContextCard
+from zarr_emcodec.runtime.model import Part
+
+FRACTION = 16
+"""Parts of a quantiser step that means are told in."""
+SYMBOL_MAX = 1 << 15
+"""Larger symbols are drawn in: 16ths of a step stay far below 2**24."""
+_HYPER_UNIT = 4  # a hyper-latent of 1 is the activation 4/32
+_ACTIVATION_MAX = 127
+
+PARTS: tuple[Part, ...] = ("context-0", "context-1", "context-2", "context-3")
+"""The network of each group."""
+
+Decide = Callable[[int, NDArray[np.float32], NDArray[np.uint8]], Symbols]
+"""Number of a group, its means in 16ths and tables, (n, places, C, \\*grid), to its symbols; 0 where the table is 0."""
+
+
+class RateCurve:
+    """Bits over levels, and back; beyond the ladder's ends it goes on as it ends.
+
+    Chunks differ in contrast and noise, which moves this curve along the ladder more than it changes its shape.
+
+    Parameters
+    ----------
+    bits : ndarray, shape (levels,)
+        Falling, on the whole.
+    """
+
+    def __init__(self, bits: NDArray[np.float32]) -> None:
+        n = len(bits)
+        fall = 1e-3 * np.arange(n)  # strictly: the curve is read backwards too
+        logs = np.minimum.accumulate(np.log(np.maximum(bits, 1e-6))) - fall
+        few = min(16, n - 1)
+        first, last = (logs[few] - logs[0]) / few, (logs[-1] - logs[-1 - few]) / few
+        self._levels = np.concatenate([[-n], np.arange(n), [2 * n]])
+        self._logs = np.concatenate([[logs[0] - n * first], logs, [logs[-1] + (n + 1) * last]])
+
+    def bits(self, level: float) -> float:
+        """Bits at a level, which need not be whole or on the ladder."""
+        return float(np.exp(np.interp(level, self._levels, self._logs)))
+
+    def level(self, bits: float) -> float:
+        """The level that costs so many bits."""
+        return float(np.interp(-np.log(max(bits, 1e-9)), -self._logs, self._levels))
+
+
+class ContextModel:
+    """Tables of one model with a learned entropy model, and how its networks are asked.
+
+    Parameters
+    ----------
+    model : Model
+        Its card has a `ContextCard`.
+
+    Attributes
+    ----------
+    scale : ndarray, shape (levels, Z + C), int16
+        Index of each channel's scale before the networks move it; from 0 down nothing is stored.
+    shape : ndarray, shape (levels, Z + C), uint8
+        Which shape of table a channel uses.
+    shift : ndarray, shape (levels, C), int8
+        A channel's spread is about ``2 ** (shift + 1)`` steps.
+    gain, hyper_gain : ndarray, shape (levels, C) and (levels, Z), float32
+        Quantiser steps in grey levels; what hyper-latents are multiplied with. Decoders need neither.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        card = model.card.context
+        assert card is not None
+        self.card: ContextCard = card
+        arrays = model.tables()
+        self.tables = Tables.from_arrays(arrays)
+        self.costs = SymbolCosts(self.tables)
+        levels, every = model.card.levels, card.hyper + card.channels
+        self.scale = self._member(arrays, "scale", (levels, every), np.int16)
+        self.shape = self._member(arrays, "shape", (levels, every), np.uint8)
+        self.shift = self._member(arrays, "shift", (levels, card.channels), np.int8)
+        self.gain = self._member(arrays, "gain", (levels, card.channels), np.float32)
+        self.hyper_gain = self._member(arrays, "hyper_gain", (levels, card.hyper), np.float32)
+        if (int(self.shape.max()) + 1) * card.scales >= self.tables.n_tables or np.abs(self.shift).max() > 16:
+            raise ModelError(f"model '{model.card.id}': tables.npz names tables that are not there. Reinstall it.")
+
+    def _member(self, arrays: Mapping[str, NDArray[Any]], name: str, shape: Shape, dtype: Any) -> NDArray[Any]:
+        found = arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            what = "missing" if found is None else f"{found.dtype} {found.shape}"
+            wanted = f"{np.dtype(dtype)} {shape}"
+            raise ModelError(f"model '{self.model.card.id}': tables.npz, {name} is {what}, needs {wanted}.")
+        return found
+
+    @cached_property
+    def static(self) -> Ladder:
+        """The ladder without networks: what an encoder guesses sizes by."""
+        arrays = self.model.tables()
+        try:
+            return Ladder({**arrays, "index": arrays["static"]})
+        except KeyError as error:
+            raise ModelError(f"model '{self.model.card.id}': tables.npz has no {error}. Reinstall it.") from error
+
+    @cached_property
+    def curves(self) -> tuple[RateCurve, RateCurve]:
+        """Bits of a place over the levels, of the training volumes: as coded, and as `static` counts them."""
+        arrays, levels = self.model.tables(), (self.model.card.levels,)
+        coded, counted = (self._member(arrays, name, levels, np.float32) for name in ("rate", "static_rate"))
+        return RateCurve(coded), RateCurve(counted)
+
+    def tables_of(self, index: NDArray[np.int16], shape: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Numbers of tables, of indices of scales and numbers of shapes."""
+        scales = self.card.scales
+        table = np.minimum(index, scales) + shape * np.int16(scales)
+        return np.where(index > 0, table, 0).astype(np.uint8)
+
+    def coded(self, place: Shape, extent: Shape) -> Shape:
+        """How many of a place's latents along each axis stand for voxels of a section or volume; the rest is padding.
+
+        Examples
+        --------
+        With cells of 32 voxels, 40 of them have two cells, and of the places at 1 the first only.
+        """
+        counts = []
+        for position, voxels, cell in zip(place, extent, self.model.card.stride, strict=True):
+            step = cell // PERIOD
+            counts.append(-(-max(-(-voxels // step) - position, 0) // PERIOD))
+        return tuple(counts)
+
+
+@lru_cache(maxsize=16)
+def context_model_of(model: Model) -> ContextModel:
+    """The entropy model of a model, built once per process."""
+    return ContextModel(model)
+
+
+class Sections:
+    """Sections or volumes of one grid on their way through the groups, in either direction.
+
+    Parameters
+    ----------
+    model : ContextModel
+    levels : ndarray, shape (n,), int64
+        Of each section on the quality ladder.
+    change : ndarray, shape (n, Z + C), int16
+        What side information adds to the index of each channel's scale.
+    grid : tuple of int
+        Cells along each axis.
+    extent : tuple of int
+        Voxels along each axis.
+    options : Options
+    """
+
+    def __init__(
+        self,
+        model: ContextModel,
+        levels: NDArray[np.int64],
+        change: NDArray[np.int16],
+        grid: Shape,
+        extent: Shape,
+        options: Options,
+    ) -> None:
+        self.model = model
+        self.levels = levels
+        self.grid = grid
+        self.extent = extent
+        self.options = options
+        hyper = model.card.hyper
+        scale = model.scale[levels] + change
+        self._scale = scale[:, hyper:]
+        self._shape = model.shape[levels][:, hyper:]
+        self._shift = model.shift[levels].astype(np.float32)
+        hyper_table = model.tables_of(scale[:, :hyper], model.shape[levels][:, :hyper])
+        self.hyper_table = np.broadcast_to(self._spread(hyper_table), (len(levels), hyper, *grid))
+        n_known = model.card.known(len(model.card.groups))
+        self._known = np.zeros((len(levels), n_known, *grid), np.float32)
+
+    def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """A value for each channel, to be broadcast over the grid."""
+        return values.reshape(*values.shape, *[1] * len(self.grid))
+
+    def walk(self, hyper: Symbols, decide: Decide) -> NDArray[np.float32]:
+        """Go through the groups in order.
+
+        Parameters
+        ----------
+        hyper : ndarray, shape (n, Z, \\*grid), int32
+        decide : callable
+            Finds or reads the symbols of a group.
+
+        Returns
+        -------
+        ndarray, shape (n, P * C, \\*grid), float32
+            Latents in steps, exact 16ths, as ``decoder.onnx`` takes them.
+        """
+        card = self.model.card
+        n = len(self.levels)
+        np.clip(hyper.astype(np.float32) * _HYPER_UNIT, -127, 127, out=self._known[:, : card.hyper])
+        values = np.empty((n, len(card.places), card.channels, *self.grid), np.float32)
+        first = 0
+        for number, group in enumerate(card.groups):
+            mean, table = self._predict(number)
+            symbols = decide(number, mean, table)
+            part = values[:, first : first + len(group)]
+            np.multiply(np.clip(symbols, -SYMBOL_MAX, SYMBOL_MAX), np.float32(FRACTION), out=part, casting="unsafe")
+            part += mean
+            first += len(group)
+            self._learn(number, part)
+            part *= np.float32(1 / FRACTION)
+        return values.reshape(n, -1, *self.grid)
+
+    def _predict(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Means in 16ths of a step and tables of a group, each (n, places, C, \\*grid)."""
+        model, card = self.model, self.model.card
+        places = len(card.groups[number])
+        out = np.empty((len(self.levels), places * 2 * card.channels, *self.grid), np.float32)
+        inputs = {
+            "known": Feed(self._known[:, : card.known(number)], (1,) * len(self.grid)),
+            "level": Feed(self.levels),
+        }
+        part = PARTS[number]
+
+        def run(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+            return model.model.run(part, piece, self.options)
+
+        voxels = int(np.prod(model.model.card.stride))
+        in_pieces(run, inputs, Feed(out, (1,) * len(self.grid)), self.grid, card.halo, voxels, self.options)
+        parts = out.reshape(len(self.levels), places, 2, card.channels, *self.grid)
+        # a mean is a 64th of a spread of 2**(shift + 1) steps: 2**(shift - 1) 16ths of a step
+        mean = parts[:, :, 0] * self._spread(np.exp2(self._shift - 1))[:, None]
+        mean += np.float32(0.5)
+        np.floor(mean, out=mean)
+        index = parts[:, :, 1].astype(np.int16)
+        index += self._spread(self._scale)[:, None]
+        table = model.tables_of(index, self._spread(self._shape)[:, None])
+        for i, place in enumerate(card.groups[number]):
+            for axis, count in enumerate(model.coded(place, self.extent)):
+                beyond: Any = (slice(None), i, slice(None), *[slice(None)] * axis, slice(count, None))
+                table[beyond] = 0
+        return mean, table
+
+    def _learn(self, number: int, sixteenths: NDArray[np.float32]) -> None:
+        """Put a group's latents, in 16ths of a step, among what is known, in 32nds of a spread."""
+        card = self.model.card
+        if number + 1 == len(card.groups):
+            return
+        known = self._known[:, card.known(number) : card.known(number + 1)]
+        known = known.reshape(sixteenths.shape)
+        np.multiply(sixteenths, self._spread(np.exp2(-self._shift))[:, None], out=known)
+        known += np.float32(0.5)
+        np.floor(known, out=known)
+        np.clip(known, -_ACTIVATION_MAX, _ACTIVATION_MAX, out=known)
+        self._known[:, card.known(number) : card.known(number + 1)] = known.reshape(len(self.levels), -1, *self.grid)

@@ -1,0 +1,256 @@
+"""Latents under a learned entropy model to the sections of a frame, and back: symbols, streams, side information.
+
+A float array of latents or byte strings in, byte strings or latents in steps out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zarr_emcodec._types import Buffer, Shape, Symbols
+from zarr_emcodec.codecs.base import Mode
+from zarr_emcodec.codecs.context import FRACTION, SYMBOL_MAX, ContextModel, Sections
+from zarr_emcodec.codecs.latents import group_starts
+from zarr_emcodec.codecs.quantise import Ladder
+from zarr_emcodec.entropy import coder
+from zarr_emcodec.errors import FrameError, SpecError
+from zarr_emcodec.frame.wire import Cursor, varint
+from zarr_emcodec.runtime import Options
+
+_STREAM_BYTES = 8192  # below it the index entry and the coder's states of four streams cost more than 0.3 %
+_SAMPLE = 256  # cells that a rate search looks at
+_PROBE_BITS = 0.5  # of a latent: where a chunk is compared with the training volumes
+_STREAM_OVERHEAD = 5  # bytes: head, lane states, length
+
+
+class ContextLatents:
+    """The encoder's view of one chunk: its latents, and a guess of what they cost at each level.
+
+    Sizes are guessed from a sample under fixed tables; the networks are asked only for levels that are tried, whose
+    real sizes then correct the guess.
+
+    Parameters
+    ----------
+    latents : ndarray, shape (n, Z + P * C, \\*grid), float32
+        Hyper-latents and latents of each of the chunk's n sections or volumes, places in coding order.
+    model : ContextModel
+        Of the model that made them.
+    extent : tuple of int
+        Voxels of a section or volume along each axis.
+    """
+
+    def __init__(self, latents: NDArray[np.float32], model: ContextModel, extent: Shape) -> None:
+        self.latents = latents
+        self.model = model
+        self.extent = extent
+        self.ladder: Ladder = model.static
+        card = model.card
+        flat = latents.reshape(*latents.shape[:2], -1)[:, card.hyper :]
+        n, _, cells = flat.shape
+        chosen = np.unique(np.linspace(0, n * cells - 1, min(_SAMPLE, n * cells)).astype(np.int64))
+        picked = flat[chosen // cells, :, chosen % cells].reshape(-1, card.channels)
+        self._sample = np.ascontiguousarray(picked.T)
+        coded = sum(int(np.prod(model.coded(place, extent))) for place in card.places)
+        self._n_places = n * coded
+        self._shift = self._first_shift()
+
+    def _first_shift(self) -> float:
+        """Levels that this chunk lies beside the training volumes, by what fixed tables say of the sample."""
+        counted = self.model.curves[1]
+        level = round(counted.level(_PROBE_BITS * self.model.card.channels))
+        level = min(max(level, 0), self.ladder.n_levels - 1)
+        for _ in range(2):  # the second time at the level where this chunk has that rate
+            bits = self.ladder.default_bits(self.ladder.quantise(self._sample, level), level) / self._sample.shape[1]
+            shift = counted.level(bits) - level
+            level = min(max(round(level - shift), 0), self.ladder.n_levels - 1)
+        return shift
+
+    def estimated_bytes(self, level: int, mode: Mode) -> float:
+        """Size of side information and streams at a level."""
+        if mode == "nominal":
+            raise SpecError(
+                f"model '{self.model.model.card.id}' predicts how wide its symbols are, so mode 'nominal' has no fixed "
+                "width for them. Use mode='entropy', or a model such as 'vae-2d-s16'.",
+                name="mode",
+                value=mode,
+            )
+        size = self.model.curves[0].bits(level + self._shift) * self._n_places / 8
+        streams = len(self.model.card.groups) + 1
+        return float(size + _STREAM_OVERHEAD * streams * self.n_streams(size))
+
+    def refine_estimate(self, level: int) -> None:
+        """Nothing is known before a level is tried."""
+
+    def calibrate(self, level: int, size_bytes: float, mode: Mode) -> None:
+        """Make the estimate agree with a real size of side information and streams."""
+        streams = len(self.model.card.groups) + 1
+        latents = max(size_bytes - _STREAM_OVERHEAD * streams * self.n_streams(size_bytes), 1.0)
+        self._shift = self.model.curves[0].level(8 * latents / max(self._n_places, 1)) - level
+
+    def estimated_squared_error(self, level: int) -> float:
+        """Mean squared quantisation error per cell, grey levels squared (the transform is near orthonormal)."""
+        symbols = self.ladder.quantise(self._sample, level)
+        error = self._sample - symbols * self.ladder.gain[level][:, None]
+        places = len(self.model.card.places)
+        return float(np.square(error, out=error).sum() / self._sample.shape[1] * places)
+
+    def n_streams(self, size_bytes: float) -> int:
+        """How many parts the chunk's sections are coded in."""
+        n = len(self.latents)
+        per_section = max(size_bytes / n, 1e-6)
+        return len(group_starts(n, -(-n // max(1, round(_STREAM_BYTES / per_section)))))
+
+
+def encode_sections(
+    items: Sequence[ContextLatents], levels: Sequence[int], options: Options
+) -> list[tuple[bytes, list[bytes]]]:
+    """Side information and parts of each item at its level; items share a model and a grid."""
+    model = items[0].model
+    card = model.card
+    counts = [len(item.latents) for item in items]
+    latents = items[0].latents if len(items) == 1 else np.concatenate([item.latents for item in items])
+    each = np.repeat(np.asarray(levels, np.int64), counts)
+    grid = latents.shape[2:]
+    change = np.zeros((len(each), card.hyper + card.channels), np.int16)
+    sections = Sections(model, each, change, grid, items[0].extent, options)
+    hyper_gain = _over_grid(model.hyper_gain[each], grid)
+    hyper = np.rint(latents[:, : card.hyper] * hyper_gain).clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
+    hyper[sections.hyper_table == 0] = 0
+    coded: list[tuple[Symbols, NDArray[np.uint8]]] = [(hyper, sections.hyper_table)]
+    places = latents[:, card.hyper :].reshape(len(each), -1, card.channels, *grid)
+    per_step = _over_grid(np.float32(1) / model.gain[each], grid)[:, None]
+    bounds = np.cumsum([0, *map(len, card.groups)])
+
+    def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> Symbols:
+        scaled = places[:, bounds[number] : bounds[number + 1]] * per_step
+        symbols = quantise_in_context(scaled, mean, table, model)
+        coded.append((symbols, table))
+        return symbols
+
+    sections.walk(hyper, decide)
+    return _streams(items, counts, levels, coded, options)
+
+
+def _over_grid(values: NDArray[np.float32], grid: Shape) -> NDArray[np.float32]:
+    return values.reshape(*values.shape, *[1] * len(grid))
+
+
+def quantise_in_context(
+    scaled: NDArray[np.float32], mean: NDArray[np.float32], table: NDArray[np.uint8], model: ContextModel
+) -> Symbols:
+    """Rate-distortion optimal symbols of latents in steps; `scaled` is used up."""
+    first, further = model.costs.thresholds
+    scaled -= mean * np.float32(1 / FRACTION)
+    size = np.abs(scaled)
+    coarse = np.floor(size + (1 - further)[table])
+    np.clip(coarse, 1, SYMBOL_MAX, out=coarse)
+    coarse[(size < first[table]) | (table == 0)] = 0
+    np.copysign(coarse, scaled, out=coarse)
+    return coarse.astype(np.int32)
+
+
+def _streams(
+    items: Sequence[ContextLatents],
+    counts: Sequence[int],
+    levels: Sequence[int],
+    coded: Sequence[tuple[Symbols, NDArray[np.uint8]]],
+    options: Options,
+) -> list[tuple[bytes, list[bytes]]]:
+    work = []
+    parts_of = []
+    at = 0
+    for item, count, level in zip(items, counts, levels, strict=True):
+        starts = group_starts(count, item.n_streams(item.estimated_bytes(level, "entropy")))
+        parts_of.append(len(starts))
+        for start, stop in zip(starts, [*starts[1:], count], strict=True):
+            run = slice(at + start, at + stop)
+            work += [(symbols[run].reshape(-1), table[run].reshape(-1)) for symbols, table in coded]
+        at += count
+    streams = iter(coder.encode_many(work, items[0].model.tables, backend=options.entropy_backend))
+    n_groups = len(coded)
+    return [(b"", [join_part([next(streams) for _ in range(n_groups)]) for _ in range(parts)]) for parts in parts_of]
+
+
+def join_part(streams: Sequence[bytes]) -> bytes:
+    """The streams of hyper-latents and groups of some sections: lengths of all but the last, then the streams."""
+    return b"".join([*(varint(len(stream)) for stream in streams[:-1]), *streams])
+
+
+def split_part(data: Buffer, n_streams: int) -> list[Buffer]:
+    """Inverse of `join_part`.
+
+    Raises
+    ------
+    FrameError
+        If the bytes end before the streams do.
+    """
+    cursor = Cursor(memoryview(data))
+    lengths = [cursor.take_varint("payload") for _ in range(n_streams - 1)]
+    streams: list[Buffer] = [cursor.take(length, "payload") for length in lengths]
+    return [*streams, cursor.view[cursor.offset :]]
+
+
+def read_side(side: Buffer, level: int, model: ContextModel) -> NDArray[np.int16]:
+    """What side information adds to the index of each channel's scale, shape (Z + C,).
+
+    Raises
+    ------
+    FrameError
+        If the level does not exist, or the side information is not one signed byte per channel.
+    """
+    channels = model.card.hyper + model.card.channels
+    if level >= model.model.card.levels:
+        raise FrameError(
+            f"frame names level {level}, the model has 0 to {model.model.card.levels - 1}.", field="setting"
+        )
+    if not len(side):
+        return np.zeros(channels, np.int16)
+    engine = zlib.decompressobj(-15)
+    try:
+        raw = engine.decompress(side, channels + 1)
+    except zlib.error as error:
+        raise FrameError(f"side information is not deflate data: {error}.", field="side") from error
+    if len(raw) != channels or not engine.eof or engine.unused_data:
+        raise FrameError(f"side information does not hold {channels} channels.", field="side")
+    return np.frombuffer(raw, np.int8).astype(np.int16)
+
+
+def decode_parts(sections: Sections, parts: Sequence[tuple[Buffer, int]], options: Options) -> NDArray[np.float32]:
+    """Latents in steps of the sections that some parts hold.
+
+    Parameters
+    ----------
+    sections : Sections
+        All that the parts hold, in order.
+    parts : sequence of (data, count)
+        Bytes of a part and how many sections it holds.
+    options : Options
+
+    Returns
+    -------
+    ndarray, shape (n, P * C, \\*grid), float32
+
+    Raises
+    ------
+    FrameError
+        If a part does not hold exactly the symbols that its tables mean.
+    """
+    model = sections.model
+    n_streams = len(model.card.groups) + 1
+    split = [split_part(data, n_streams) for data, _ in parts]
+    bounds = np.cumsum([0, *(count for _, count in parts)])
+
+    def read(number: int, table: NDArray[np.uint8]) -> Symbols:
+        work = [
+            (streams[number], table[start:stop].reshape(-1))
+            for streams, start, stop in zip(split, bounds[:-1], bounds[1:], strict=True)
+        ]
+        decoded = coder.decode_many(work, model.tables, backend=options.entropy_backend)
+        return np.concatenate(decoded).reshape(table.shape) if len(decoded) > 1 else decoded[0].reshape(table.shape)
+
+    hyper = read(0, sections.hyper_table)
+    return sections.walk(hyper, lambda number, mean, table: read(number + 1, table))

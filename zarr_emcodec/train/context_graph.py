@@ -1,0 +1,132 @@
+"""The network of one group of an entropy model as ONNX: whole numbers in, whole numbers out, proven exact."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zarr_emcodec.entropy.exact import Layer, check_exact
+from zarr_emcodec.train.arch.context import MEAN_MAX, MEAN_SHIFT, SCALE_MAX, SCALE_SHIFT, GroupNet
+from zarr_emcodec.train.arch.whole import ACTIVATION_MAX, UNIT_SHIFT, WEIGHT_SHIFT, int8, int32
+from zarr_emcodec.train.whole_graph import HALF, WholeGraph
+
+_SUM_SHIFT = WEIGHT_SHIFT + UNIT_SHIFT  # fractional bits of sums of weights times activations
+
+
+class IntegerGroup(NamedTuple):
+    """Weights of a `GroupNet` as the whole numbers that they are; K latents known, W numbers, window k.
+
+    Attributes
+    ----------
+    embed, embed_bias : ndarray, shape (W, K), int8, and (W,), int32
+    window : ndarray, shape (W, W, *k), int8
+    level_bias : ndarray, shape (levels, W), int32
+    hidden : tuple of (weight, bias)
+        Shapes (W, W), int8, and (W,), int32.
+    out, out_bias : ndarray, shape (places * 2 * C, W), int8, and (places * 2 * C,), int32
+    places : int
+    """
+
+    embed: NDArray[np.int8]
+    embed_bias: NDArray[np.int32]
+    window: NDArray[np.int8]
+    level_bias: NDArray[np.int32]
+    hidden: tuple[tuple[NDArray[np.int8], NDArray[np.int32]], ...]
+    out: NDArray[np.int8]
+    out_bias: NDArray[np.int32]
+    places: int
+
+    def layers(self) -> list[Layer]:
+        """What `check_exact` wants to know."""
+        worst = np.abs(self.level_bias).max(0)
+        path = np.eye(len(self.embed), dtype=np.int64) << WEIGHT_SHIFT
+        found = [
+            Layer("embed", self.embed, self.embed_bias, ACTIVATION_MAX, WEIGHT_SHIFT),
+            Layer("window", self.window, worst, ACTIVATION_MAX, WEIGHT_SHIFT),
+        ]
+        for i, (weight, bias) in enumerate(self.hidden):
+            both = np.concatenate([weight.astype(np.int64), path], 1)
+            found.append(Layer(f"hidden {i}", both, bias, ACTIVATION_MAX, WEIGHT_SHIFT))
+        return [*found, Layer("out", self.out, self.out_bias, ACTIVATION_MAX, _SUM_SHIFT - SCALE_SHIFT)]
+
+
+def integer_group(net: GroupNet, powers: torch.Tensor) -> IntegerGroup:
+    """The weights that a group computes with.
+
+    Parameters
+    ----------
+    net : GroupNet
+    powers : Tensor, shape (levels, 3)
+        What each level is told as.
+    """
+    return IntegerGroup(
+        embed=int8(net.embed, WEIGHT_SHIFT),
+        embed_bias=int32(net.embed_bias, _SUM_SHIFT),
+        window=int8(net.window, WEIGHT_SHIFT),
+        level_bias=int32(net.window_bias + powers @ net.level.T, _SUM_SHIFT),
+        hidden=tuple(
+            (int8(weight, WEIGHT_SHIFT), int32(bias, _SUM_SHIFT))
+            for weight, bias in zip(net.hidden, net.hidden_bias, strict=True)
+        ),
+        out=int8(net.out, WEIGHT_SHIFT),
+        out_bias=int32(net.out_bias, _SUM_SHIFT),
+        places=net.places,
+    )
+
+
+def group_onnx(group: IntegerGroup) -> bytes:
+    """The network of a group.
+
+    Returns
+    -------
+    bytes
+        Inputs ``known``, float32 (n, K, [z,] y, x), whole numbers of at most 127, and ``level``, int64 (n,); output
+        ``context``, float32 (n, places * 2 * C, [z,] y, x): for each place C means in 64ths of a spread, then C shifts
+        of the index of the scale.
+
+    Raises
+    ------
+    ModelError
+        If a float32 sum could depend on the order of summation.
+    MissingExtraError
+        Without the ``onnx`` package.
+    """
+    check_exact(group.layers())
+    ndim = group.window.ndim - 2
+    graph = WholeGraph(ndim)
+    h = graph.requantise(graph.matrix("known", group.embed[None], group.embed_bias[None] + HALF, 1))
+    # (W, F, *window) to rows that run over the window first, then the features, as the views do
+    rows = np.moveaxis(group.window, 1, -1).reshape(len(group.window), -1)
+    sums = graph.matrix(graph.views(h, 1), rows[None], np.zeros((1, len(rows)), np.int32), 1)
+    bias = group.level_bias.astype(np.float32) + np.float32(HALF)
+    bias = bias.reshape(*bias.shape, *[1] * ndim)
+    h = graph.requantise(graph.node("Add", [sums, graph.node("Gather", [graph.constant(bias), "level"], axis=0)]))
+    for weight, offset in group.hidden:
+        sums = graph.matrix(h, weight[None], offset[None] + HALF, 1)
+        path = graph.node("Mul", [h, graph.number(2.0**WEIGHT_SHIFT)])
+        h = graph.requantise(graph.node("Add", [sums, path]))
+    channels = len(group.out) // (2 * group.places)
+    parts = []
+    for place in range(group.places):
+        for kind, (shift, bound) in enumerate(((MEAN_SHIFT, MEAN_MAX), (SCALE_SHIFT, SCALE_MAX))):
+            chosen = slice((2 * place + kind) * channels, (2 * place + kind + 1) * channels)
+            down = _SUM_SHIFT - shift
+            half = 1 << down >> 1
+            sums = graph.matrix(h, group.out[None, chosen], group.out_bias[None, chosen] + half, 1)
+            parts.append(graph.requantise(sums, down, -bound, bound))
+    graph.node("Concat", parts, output="context", axis=1)
+    return _finish(graph, group, ndim)
+
+
+def _finish(graph: WholeGraph, group: IntegerGroup, ndim: int) -> bytes:
+    from onnx import TensorProto
+
+    axes: list[Any] = list("zyx"[-ndim:])
+    inputs = {
+        "known": (TensorProto.FLOAT, ["n", group.embed.shape[1], *axes]),
+        "level": (TensorProto.INT64, ["n"]),
+    }
+    return graph.to_bytes("context", inputs, {"context": ["n", len(group.out), *axes]})

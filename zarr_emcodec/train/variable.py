@@ -1,0 +1,208 @@
+"""Training of variable-rate VAEs: every crop of a batch at a level of its own, all ratios at once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zarr_emcodec.train.arch.vae2d import ArchConfig, VAE2d
+from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
+from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
+from zarr_emcodec.train.klt import fit_block_klt, fit_klt
+from zarr_emcodec.train.loop import Budgeted
+from zarr_emcodec.train.losses import rate_distortion
+
+
+@dataclass(frozen=True)
+class VariableTrainConfig:
+    """How a variable-rate network is fitted; every field has its reason beside it.
+
+    Attributes
+    ----------
+    model : VariableConfig
+        The network.
+    step_low, step_high : float
+        Quantiser steps drawn during training: the band of ratios that the model is for.
+    """
+
+    model: VariableConfig = field(default_factory=lambda: VariableConfig(ArchConfig()))
+    step_low: float = 3.0
+    step_high: float = 800.0
+    crop: tuple[int, ...] = (192, 192)  # whole cells, several times the receptive field
+    batch: int = 8  # each crop at its own level, so that one step sees the whole band
+    minutes: float = 90.0  # the budget that the learning rate follows
+    rate: float = 1e-3  # Adam, convolutional paths and entropy model
+    rate_linear: float = 1e-4  # KLT weights are small and already good: move them gently
+    warm_up: int = 200  # steps until the full learning rate; the first gradients of a zero head are erratic
+    clip: float = 1.0  # gradient norm
+    seed: int = 0
+    threads: int = 1
+    bfloat16: bool = False  # autocast of the transforms; pays where the processor has it
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as it stands in checkpoints and cards."""
+        return {**{k: getattr(self, k) for k in self.__dataclass_fields__}, "model": self.model.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> VariableTrainConfig:
+        """Inverse of `to_dict`, also from JSON."""
+        return cls(**{**data, "model": VariableConfig.from_dict(data["model"]), "crop": tuple(data["crop"])})
+
+
+class VariableTrainer(Budgeted):
+    """One variable-rate network on its way.
+
+    Parameters
+    ----------
+    config : VariableTrainConfig
+        Shape of network and training.
+    sources : sequence of Source
+        Volumes to learn from; for 3-D networks the isotropic ones are used.
+    checkpoint : Path
+        Written about once a minute and at the end; resumed from when it exists.
+    device : str
+        "cpu" or "cuda".
+    start : VAE2d, optional
+        A trained 2-D network whose transforms to go on from; further residual blocks start as the identity. The block
+        KLT of the volumes when not given.
+    """
+
+    def __init__(
+        self,
+        config: VariableTrainConfig,
+        sources: Sequence[Source],
+        checkpoint: Path,
+        device: str = "cpu",
+        start: VAE2d | None = None,
+    ) -> None:
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+        self.rates = (config.rate_linear, config.rate)
+        self.model: VariableVAE = VariableVAE(config.model).to(self.device)
+        linear: list[torch.nn.Parameter] = [self.model.analysis.linear.weight, self.model.synthesis.linear.weight]
+        chosen = {id(p) for p in linear}
+        others = [p for p in self.model.parameters() if id(p) not in chosen and p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": linear}, {"params": others}]
+        self.optimiser = torch.optim.Adam(groups, lr=config.rate, betas=(0.9, 0.98))
+        saved = torch.load(checkpoint, map_location=self.device, weights_only=True) if checkpoint.exists() else None
+        # a resumed run must not draw the crops of its first minutes again
+        seed = config.seed + (saved["step"] if saved else 0)
+        self.sampler: CropSampler | VolumeSampler = (
+            CropSampler(sources, config.crop[0], seed)
+            if len(config.crop) == 2
+            else VolumeSampler(sources, config.crop, seed)
+        )
+        if saved:
+            self.model.load_state_dict(saved["model"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.step, self.elapsed_s = saved["step"], saved["elapsed_s"]
+        elif start is not None:
+            go_on_from(self.model, start)
+        else:
+            self._start_from_klt()
+        self.random = np.random.default_rng(seed)
+        steps = config.model.steps()
+        self.levels = np.flatnonzero((steps >= config.step_low) & (steps <= config.step_high))
+
+    def _start_from_klt(self) -> None:
+        arch = self.config.model.arch
+        if isinstance(arch, ArchConfig):
+            draws = (self.sampler.raw_crop(512) for _ in range(300))  # type: ignore[arg-type]
+            self.model.start_from_klt(*fit_klt(draws, arch.stride, arch.channels))
+        else:
+            edges = tuple(6 * n for n in arch.stride)
+            draws = (self.sampler.raw_crop(edges) for _ in range(400))  # type: ignore[arg-type]
+            self.model.start_from_klt(*fit_block_klt(draws, arch.stride, arch.channels))
+
+    def _advance(self, share: float) -> dict[str, float]:
+        config = self.config
+        grey = self.sampler.batch(config.batch).to(self.device)
+        levels = torch.from_numpy(self.random.choice(self.levels, config.batch)).to(self.device)
+        bits, error = self.forward(grey, levels)
+        loss, _ = rate_distortion(bits, error, self.model.steps(levels))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if torch.isfinite(norm):  # some processors' bfloat16 convolutions lose a gradient now and then
+            self.optimiser.step()
+        self.step += 1
+        return {"loss": float(loss.detach())}
+
+    def forward(self, grey: Tensor, levels: Tensor, *, hard: bool = False) -> tuple[Tensor, Tensor]:
+        """Bits and squared error per voxel, each ``[B]``, of crops at levels; `hard` counts bits of the symbols."""
+        model = self.model
+        half = self.config.bfloat16 and not hard
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            latents = model.analysis(grey)
+        places = model.split(latents.float())
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                axes = [0, 1, *range(3, places.ndim)]
+                model.variance.lerp_(places.square().mean(axes), 0.002)
+        gains = model.gains(levels)
+        unit = gains.reshape(len(gains), 1, -1, *[1] * self.config.model.ndim)
+        coded = model.context(
+            places / unit, model.hyper_latents(places, levels), model.shifts(gains), model.powers(levels), hard=hard
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            decoded = model.decode(model.join(coded.values * unit), levels, gains)
+        error = (decoded.float() - grey).square().flatten(1).mean(1)
+        return coded.bits / grey[0].numel(), error
+
+    @torch.inference_mode()
+    def validate(self, crops: int = 8) -> dict[str, list[float]]:
+        """Bits per voxel and PSNR on held-out crops at six levels of the band, no augmentation; no bfloat16."""
+        cell = self.config.model.cell
+        table: dict[str, list[float]] = {"step": [], "bpp": [], "psnr": []}
+        held_out = []
+        for v in self.sampler.validation[:crops]:
+            fits = [min(n, 256) // c * c for n, c in zip(v.shape, cell, strict=True)]
+            held_out.append(torch.from_numpy(np.ascontiguousarray(v[tuple(slice(n) for n in fits)]))[None, None])
+        if not held_out:
+            return {}
+        chosen = self.levels[np.linspace(0, len(self.levels) - 1, 6).round().astype(int)]
+        for level in chosen:
+            found = [self.forward(v.to(self.device), torch.full((1,), int(level)), hard=True) for v in held_out]
+            table["step"].append(round(float(self.model.steps(torch.tensor([level]))), 2))
+            table["bpp"].append(round(float(torch.cat([bits for bits, _ in found]).mean()), 4))
+            mean = float(torch.cat([error for _, error in found]).mean())
+            table["psnr"].append(round(10 * math.log10(255**2 / mean), 3))
+        return table
+
+
+@torch.no_grad()
+def go_on_from(model: VariableVAE, start: VAE2d) -> None:
+    """Take over the transforms of a trained network; residual blocks that it lacks become the identity."""
+    own, given = model.state_dict(), start.state_dict()
+    for name, value in own.items():
+        if name.startswith(("analysis.", "synthesis.")):
+            if name in given:
+                value.copy_(given[name])
+            elif ".point." in name:
+                value.zero_()
+    model.log_step[0] = start.log_step
+    model.variance.copy_(2 * torch.exp(2 * start.log_scale))
+    model.start_scales()
+
+
+def load_variable(path: Path) -> tuple[VariableVAE, VariableTrainConfig, int]:
+    """The network, its configuration and the steps taken, from a checkpoint of `VariableTrainer`."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    config = VariableTrainConfig.from_dict(json.loads(saved["config"]))
+    model = VariableVAE(config.model)
+    model.load_state_dict(saved["model"])
+    return model.eval(), config, int(saved["step"])
+
+
+__all__ = ["LEVELS", "VariableTrainConfig", "VariableTrainer", "go_on_from", "load_variable"]
