@@ -51,6 +51,7 @@ CASES: list[tuple[str, Any, list[Any], dict[str, Any]]] = [
     ("Exp", X4, [], {}),
     ("Sigmoid", X4, [], {}),
     ("Tanh", X4, [], {}),
+    ("Sin", 20 * X4, [], {}),
     ("Sqrt", np.abs(X4), [], {}),
     ("Pow", np.abs(X4), [np.float32(1.5)], {}),
     ("Pow", X4, [ints(2)], {}),

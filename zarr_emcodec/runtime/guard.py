@@ -46,6 +46,7 @@ ALLOWED_OPERATORS = frozenset(
         "Relu",
         "Reshape",
         "Sigmoid",
+        "Sin",  # element by element, as Tanh: the output is as large as the input
         "Slice",
         "SpaceToDepth",
         "Split",

@@ -124,7 +124,7 @@ class TorchNetwork:
         if inputs.keys() != self._inputs:
             raise ModelError(f"the network takes {sorted(self._inputs)}, not {sorted(inputs)}.")
         torch = self._torch
-        with torch.inference_mode(), _threads(torch, self._threads), _full_precision(torch, self.provider):
+        with torch.inference_mode(), limited_threads(torch, self._threads), full_precision(torch, self.provider):
             known = dict(self._constants)
             known.update({name: torch.from_numpy(np.array(value)).to(self.provider) for name, value in inputs.items()})
             for step in self._steps:
@@ -161,7 +161,7 @@ _outer_threads = 1
 
 
 @contextlib.contextmanager
-def _threads(torch: Any, n: int) -> Iterator[None]:
+def limited_threads(torch: Any, n: int) -> Iterator[None]:
     """Threads within one operator while a call lasts; torch keeps that number per process and per calling thread."""
     global _running, _outer_threads
     with _lock:
@@ -178,7 +178,7 @@ def _threads(torch: Any, n: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_precision(torch: Any, provider: str) -> Iterator[None]:
+def full_precision(torch: Any, provider: str) -> Iterator[None]:
     """Float32 products on CUDA, and kernels that give the same sums every time."""
     if provider != "cuda":
         yield

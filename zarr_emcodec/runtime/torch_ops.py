@@ -242,6 +242,7 @@ OPERATORS: dict[str, Callable[[Arguments, Attributes], Tensor]] = {
     "Relu": lambda x, a: torch.relu(x[0]),
     "Reshape": _reshape,
     "Sigmoid": lambda x, a: torch.sigmoid(x[0]),
+    "Sin": lambda x, a: torch.sin(x[0]),
     "Slice": _slice,
     "SpaceToDepth": _space_to_depth,
     "Sqrt": lambda x, a: torch.sqrt(x[0]),
