@@ -157,10 +157,10 @@ def test_json_gives_the_same_spec_back_without_a_model_at_hand() -> None:
 
 
 def test_a_key_of_the_future_is_refused_with_codec_key_and_version() -> None:
-    config = VAESpec().to_config() | {"effort": 9}
-    with pytest.raises(SpecError, match=r"codec 'emcodec\.vae'.*'effort'.*zarr_emcodec \d") as caught:
+    config = VAESpec().to_config() | {"zeal": 9}
+    with pytest.raises(SpecError, match=r"codec 'emcodec\.vae'.*'zeal'.*zarr_emcodec \d") as caught:
         VAESpec.from_config(config, codec="emcodec.vae")
-    assert (caught.value.name, caught.value.value) == ("effort", 9)
+    assert (caught.value.name, caught.value.value) == ("zeal", 9)
     assert "upgrade" in str(caught.value)
 
 

@@ -18,6 +18,8 @@ from zarr_emcodec.errors import SpecError
 from zarr_emcodec.runtime import Card, list_models
 
 Mode = Literal["entropy", "nominal"]
+MAX_EFFORT = 9
+_NEAR_ISOTROPIC = 2.0  # section thickness over pixel size up to which volumes are coded as such
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,42 @@ def number(name: str, value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise SpecError(f"{name} {value!r}: needs a finite number.", name=name, value=value)
     return float(value)
+
+
+def check_effort(effort: Any) -> None:
+    """Refuse what is not a whole number from 0 to 9."""
+    if isinstance(effort, bool) or not isinstance(effort, int) or not 0 <= effort <= MAX_EFFORT:
+        raise SpecError(f"effort {effort!r}: needs an integer from 0 to {MAX_EFFORT}.", name="effort", value=effort)
+
+
+def voxel_size(value: Any) -> tuple[float, float, float] | None:
+    """A voxel size (z, y, x) of three positive numbers, or None as it is.
+
+    Raises
+    ------
+    SpecError
+        If it is anything else.
+    """
+    if value is None:
+        return None
+    try:
+        z, y, x = (number("voxel_nm", float(v)) or 0.0 for v in value)
+    except (TypeError, ValueError):
+        z = y = x = 0.0
+    if not min(z, y, x) > 0:
+        raise SpecError(f"voxel_nm {value!r}: needs three positive numbers, (z, y, x).", name="voxel_nm", value=value)
+    return z, y, x
+
+
+def axes_to_code(voxel_nm: tuple[float, float, float] | None) -> int:
+    """3 for volumes that are near isotropic, 2 for sections and where nothing is known.
+
+    Examples
+    --------
+    >>> axes_to_code((10, 8, 8)), axes_to_code((40, 4, 4)), axes_to_code(None)
+    (3, 2, 2)
+    """
+    return 3 if voxel_nm is not None and voxel_nm[0] <= _NEAR_ISOTROPIC * min(voxel_nm[1:]) else 2
 
 
 def _window(window: Any) -> tuple[float, float] | None:

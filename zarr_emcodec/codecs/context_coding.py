@@ -17,7 +17,7 @@ from zarr_emcodec.codecs.context import FRACTION, SYMBOL_MAX, ContextModel, Sect
 from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy import coder
-from zarr_emcodec.errors import FrameError, SpecError
+from zarr_emcodec.errors import FrameError
 from zarr_emcodec.frame.wire import Cursor, varint
 from zarr_emcodec.runtime import Options
 
@@ -71,13 +71,6 @@ class ContextLatents:
 
     def estimated_bytes(self, level: int, mode: Mode) -> float:
         """Size of side information and streams at a level."""
-        if mode == "nominal":
-            raise SpecError(
-                f"model '{self.model.model.card.id}' predicts how wide its symbols are, so mode 'nominal' has no fixed "
-                "width for them. Use mode='entropy', or a model such as 'vae-2d-s16'.",
-                name="mode",
-                value=mode,
-            )
         size = self.model.curves[0].bits(level + self._shift) * self._n_places / 8
         streams = len(self.model.card.groups) + 1
         return float(size + _STREAM_OVERHEAD * streams * self.n_streams(size))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from zarr_emcodec.codecs.base import Mode as Mode
-from zarr_emcodec.codecs.base import Spec
+from zarr_emcodec.codecs.base import Spec, axes_to_code, check_effort, put, voxel_size
 from zarr_emcodec.errors import SpecError
 from zarr_emcodec.runtime import Card, find_model
 
@@ -25,9 +25,15 @@ class VAESpec(Spec):
     ratio : float, optional
         Raw bytes over stored bytes of each chunk: never below, at most about 10 % above. 32 unless a guard is given.
     model : str
-        "auto" (the model whose range holds the ratio), a name, "name@version", or "sha256:<hex>".
+        "auto" (of the models whose range holds the ratio the one that keeps most; for sections unless `voxel_nm` is
+        near isotropic), a name such as "vae-2d-fast", "name@version", or "sha256:<hex>".
+    effort : int
+        0 to 9: how long latents are refined through the decoder, chunk by chunk. Needs torch; encoding takes minutes a
+        megavoxel at 9, decoding does not change. For models with a learned entropy model; others ignore it.
+    voxel_nm : (float, float, float), optional
+        Voxel size (z, y, x), for ``model="auto"``.
     mode, min_psnr, max_error, window, background, digest
-        As in `zarr_emcodec.codecs.base.Spec`.
+        As in `zarr_emcodec.codecs.base.Spec`. Mode "nominal" needs a model without a learned entropy model.
 
     Raises
     ------
@@ -40,6 +46,13 @@ class VAESpec(Spec):
     CODEC: ClassVar[str] = "vae"
     OVERHEAD_SHARE: ClassVar[float] = 0.5  # levels go on: what metadata take, coarser latents give back
 
+    effort: int = 0
+    voxel_nm: tuple[float, float, float] | None = None
+
+    def _check_own(self) -> None:
+        check_effort(self.effort)
+        put(self, "voxel_nm", voxel_size(self.voxel_nm))
+
     def _default_ratio(self) -> float | None:
         return None if self.guarded else DEFAULT_RATIO
 
@@ -47,6 +60,13 @@ class VAESpec(Spec):
         if self.model != "auto":
             card = find_model(self.model).card
             self.check_kind(card)
+            if self.mode == "nominal" and card.context is not None:
+                raise SpecError(
+                    f"model '{card.id}' predicts how wide each symbol is, so mode 'nominal' has no fixed width for "
+                    "them. Use mode='entropy', or model='auto'.",
+                    name="mode",
+                    value=self.mode,
+                )
             if self.ratio is not None and not card.ratio_range[0] <= self.ratio <= card.ratio_range[1]:
                 low, high = card.ratio_range
                 raise SpecError(
@@ -58,13 +78,21 @@ class VAESpec(Spec):
         cards = self.cards()
         if not cards:
             return find_model("vae").card  # raises, naming the folders that were searched
-        if self.ratio is None:  # a quality was asked for: the model with the finest settings can go lowest
-            return min(cards, key=lambda card: card.ratio_range[0])
-        fitting = [card for card in cards if card.ratio_range[0] <= self.ratio <= card.ratio_range[1]]
+        if self.mode == "nominal":
+            cards = [card for card in cards if card.context is None]
+        fitting = [c for c in cards if self.ratio is None or c.ratio_range[0] <= self.ratio <= c.ratio_range[1]]
         if not fitting:
             raise SpecError(f"no model covers ratio {self.ratio:g}. {self._others()}", name="ratio", value=self.ratio)
-        # where ranges overlap, the one that is made for higher ratios: its range begins where it is ahead
-        return max(fitting, key=lambda card: (card.ratio_range[0], card.version))
+        ndim = axes_to_code(self.voxel_nm)
+        fitting = [card for card in fitting if card.ndim == ndim] or [c for c in fitting if c.ndim == 2] or fitting
+        return max(fitting, key=self._rank)
+
+    def _rank(self, card: Card) -> tuple[bool, float, float, int]:
+        """What is better: a learned entropy model, then what the ratio asks for, then the larger network."""
+        # for a quality, the model with the finest settings; where ranges overlap, the one made for higher ratios
+        finest = -card.ratio_range[0] if self.ratio is None else card.ratio_range[0]
+        cost = card.mac_per_voxel.get("decode")
+        return card.context is not None, finest, float(cost) if isinstance(cost, int | float) else 0.0, card.version
 
     def _others(self) -> str:
         ranges = [f"'{c.id}' ({c.ratio_range[0]:g} to {c.ratio_range[1]:g})" for c in self.cards()]

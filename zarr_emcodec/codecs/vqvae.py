@@ -7,17 +7,15 @@ installed models offer: one for each model of one level, any between two for a m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
-from zarr_emcodec.codecs.base import Spec, number, put
+from zarr_emcodec.codecs.base import Spec, axes_to_code, check_effort, number, put, voxel_size
 from zarr_emcodec.errors import SpecError
 from zarr_emcodec.runtime import Card, find_model
 from zarr_emcodec.runtime.options import TierName
 from zarr_emcodec.runtime.token_card import TokenCard
 
 DEFAULT_RATIO = 1024.0
-MAX_EFFORT = 9
-_NEAR_ISOTROPIC = 2.0  # section thickness over pixel size up to which volumes are coded as such
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +81,8 @@ class VQVAESpec(Spec):
             raise SpecError(f"keep {self.keep:g}: needs a number from 0 to 1.", name="keep", value=self.keep)
         if self.price is not None and self.price < 0:
             raise SpecError(f"price {self.price:g}: cannot be negative.", name="price", value=self.price)
-        if isinstance(self.effort, bool) or not isinstance(self.effort, int) or not 0 <= self.effort <= MAX_EFFORT:
-            raise SpecError(
-                f"effort {self.effort!r}: needs an integer from 0 to {MAX_EFFORT}.", name="effort", value=self.effort
-            )
-        put(self, "voxel_nm", _voxel_size(self.voxel_nm))
+        check_effort(self.effort)
+        put(self, "voxel_nm", voxel_size(self.voxel_nm))
 
     def _choose(self) -> Card:
         card = self._find()
@@ -128,7 +123,7 @@ class VQVAESpec(Spec):
         fitting = [card for card in cards if card.tokens and card.tokens.kept(ratio) is not None]
         if not fitting:
             raise SpecError(f"no token model stores ratio {ratio:g}. {self._others()}", name="ratio", value=self.ratio)
-        ndim = 3 if self.voxel_nm and self.voxel_nm[0] <= _NEAR_ISOTROPIC * min(self.voxel_nm[1:]) else 2
+        ndim = axes_to_code(self.voxel_nm)
 
         def rank(card: Card) -> tuple[bool, bool, int, int]:
             assert card.tokens is not None
@@ -167,15 +162,3 @@ def _default_ratio(cards: list[Card]) -> float:
 def _offer(tokens: TokenCard) -> str:
     most, least = tokens.ratio(0.0), tokens.ratio(1.0)
     return f"{most:g}" if most == least else f"{most:g}, {least:g} and between"
-
-
-def _voxel_size(value: Any) -> tuple[float, float, float] | None:
-    if value is None:
-        return None
-    try:
-        z, y, x = (number("voxel_nm", float(v)) or 0.0 for v in value)
-    except (TypeError, ValueError):
-        z = y = x = 0.0
-    if not min(z, y, x) > 0:
-        raise SpecError(f"voxel_nm {value!r}: needs three positive numbers, (z, y, x).", name="voxel_nm", value=value)
-    return z, y, x

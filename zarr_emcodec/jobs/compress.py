@@ -169,7 +169,7 @@ def compress(
     }
     codec_from(config)  # what cannot work ends here, before the source is opened
     with open_source(source) as volume, landing(destination, overwrite=overwrite, keep=source) as draft:
-        if codec == "vqvae" and volume.voxel_nm is not None and len(volume.voxel_nm) == 3:
+        if volume.voxel_nm is not None and len(volume.voxel_nm) == 3:
             config["voxel_nm"] = volume.voxel_nm  # volumes or sections: the voxels' shape decides
         made = codec_from(config)
         array = _create(draft, volume, made, chunks_for(config, volume.shape, chunks), shards, zarr_format, embed_model)
