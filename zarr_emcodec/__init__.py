@@ -16,6 +16,9 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 _HOME = {
+    "INRCodec": "zarr_emcodec.adapters.numcodecs",
+    "INRField": "zarr_emcodec.roi.field",
+    "INRSpec": "zarr_emcodec.codecs.inr",
     "VAECodec": "zarr_emcodec.adapters.numcodecs",
     "VAESpec": "zarr_emcodec.codecs.vae",
     "VQVAECodec": "zarr_emcodec.adapters.numcodecs",
@@ -43,8 +46,10 @@ if TYPE_CHECKING:
     from zarr_emcodec import v3 as v3
     from zarr_emcodec.adapters.arrays import create_array as create_array
     from zarr_emcodec.adapters.arrays import open as open  # noqa: A004  # the package's own, as in zarr
+    from zarr_emcodec.adapters.numcodecs import INRCodec as INRCodec
     from zarr_emcodec.adapters.numcodecs import VAECodec as VAECodec
     from zarr_emcodec.adapters.numcodecs import VQVAECodec as VQVAECodec
+    from zarr_emcodec.codecs.inr import INRSpec as INRSpec
     from zarr_emcodec.codecs.vae import VAESpec as VAESpec
     from zarr_emcodec.codecs.vqvae import VQVAESpec as VQVAESpec
     from zarr_emcodec.errors import EmCodecError as EmCodecError
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
     from zarr_emcodec.quality import psnr as psnr
     from zarr_emcodec.quality import ssim as ssim
     from zarr_emcodec.quality import worst_error as worst_error
+    from zarr_emcodec.roi.field import INRField as INRField
     from zarr_emcodec.runtime import find_model as find_model
     from zarr_emcodec.runtime import list_models as list_models
     from zarr_emcodec.runtime import options as options

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from zarr_emcodec.adapters.zarr3 import VAECodec, VQVAECodec
+from zarr_emcodec.adapters.zarr3 import INRCodec, VAECodec, VQVAECodec
 
-__all__ = ["VAECodec", "VQVAECodec"]
+__all__ = ["INRCodec", "VAECodec", "VQVAECodec"]

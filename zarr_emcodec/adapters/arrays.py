@@ -21,7 +21,7 @@ from zarr_emcodec._types import Chunk
 from zarr_emcodec.adapters import numcodecs, zarr3
 from zarr_emcodec.adapters.layout import fit_chunks, fit_token_chunks, with_overhead
 from zarr_emcodec.adapters.tiers import SYNTHESISED, at_tier
-from zarr_emcodec.codecs import Spec, VAESpec, VQVAESpec
+from zarr_emcodec.codecs import INRSpec, Spec, VAESpec, VQVAESpec
 from zarr_emcodec.errors import ModelError, SpecError
 from zarr_emcodec.runtime import find_model, register_embedded
 from zarr_emcodec.runtime.options import TierName
@@ -42,7 +42,7 @@ def create_array(
     chunks: tuple[int, ...] | None = None,
     shards: tuple[int, ...] | None = None,
     ratio: float | None = None,
-    codec: numcodecs.SpecCodec | zarr3.SpecSerializer | Spec | Literal["vae", "vqvae"] | None = None,
+    codec: numcodecs.SpecCodec | zarr3.SpecSerializer | Spec | Literal["vae", "vqvae", "inr"] | None = None,
     zarr_format: Literal[2, 3] = 3,
     fill_value: Any = None,
     attributes: dict[str, Any] | None = None,
@@ -65,9 +65,9 @@ def create_array(
     shards : tuple of int, optional
         Zarr v3 only; multiples of `chunks`.
     ratio : float, optional
-        Short for ``codec=VAECodec(ratio=ratio)``, or ``VQVAECodec`` with ``codec="vqvae"``. Of the whole array: chunks
-        are coded a little smaller, so that metadata and shard indices fit in as well.
-    codec : VAECodec or VQVAECodec of either format, a spec, "vae" or "vqvae", optional
+        Short for ``codec=VAECodec(ratio=ratio)``, or ``VQVAECodec`` with ``codec="vqvae"``, ``INRCodec`` with "inr". Of
+        the whole array: chunks are coded a little smaller, so that metadata and shard indices fit in as well.
+    codec : VAECodec, VQVAECodec or INRCodec of either format, a spec, "vae", "vqvae" or "inr", optional
         For everything beyond a ratio.
     zarr_format : {2, 3}
         In v2 the codec is the compressor, in v3 the serializer.
@@ -151,12 +151,13 @@ def create_array(
 
 
 def _spec_of(
-    codec: numcodecs.SpecCodec | zarr3.SpecSerializer | Spec | Literal["vae", "vqvae"] | None, ratio: float | None
+    codec: numcodecs.SpecCodec | zarr3.SpecSerializer | Spec | Literal["vae", "vqvae", "inr"] | None,
+    ratio: float | None,
 ) -> Spec:
     if codec is None or isinstance(codec, str):
-        kinds: dict[str | None, type[Spec]] = {None: VAESpec, "vae": VAESpec, "vqvae": VQVAESpec}
+        kinds: dict[str | None, type[Spec]] = {None: VAESpec, "vae": VAESpec, "vqvae": VQVAESpec, "inr": INRSpec}
         if codec not in kinds:
-            raise SpecError(f"codec {codec!r}: needs 'vae', 'vqvae', or a codec.", name="codec", value=codec)
+            raise SpecError(f"codec {codec!r}: needs 'vae', 'vqvae', 'inr', or a codec.", name="codec", value=codec)
         return kinds[codec](ratio=ratio)
     if ratio is not None:
         raise SpecError("pass ratio= or codec=, not both.", name="ratio", value=ratio)

@@ -1,4 +1,4 @@
-"""`VAECodec` and `VQVAECodec` for numcodecs: the compressor of a Zarr v2 array.
+"""`VAECodec`, `VQVAECodec` and `INRCodec` for numcodecs: the compressor of a Zarr v2 array.
 
 Chunks arrive with their real shape, dtype and memory order as long as no filter stands before the codec; bytes come
 back. A codec holds a spec and nothing else that is stored, so it pickles, compares and prints by its configuration.
@@ -19,9 +19,11 @@ from zarr_emcodec import codecs
 from zarr_emcodec._types import Buffer, Chunk
 from zarr_emcodec.adapters.reading import options_at
 from zarr_emcodec.codecs.base import Mode, Spec
+from zarr_emcodec.codecs.inr import INRSpec
 from zarr_emcodec.codecs.vae import VAESpec
 from zarr_emcodec.codecs.vqvae import VQVAESpec
 from zarr_emcodec.errors import SpecError
+from zarr_emcodec.fitting import DEFAULT_EFFORT
 from zarr_emcodec.runtime.options import TierName
 
 
@@ -225,8 +227,68 @@ class VQVAECodec(SpecCodec):
 
 def codec_for(spec: Spec) -> SpecCodec:
     """The numcodecs codec of a spec."""
-    kind: type[SpecCodec] = VQVAECodec if isinstance(spec, VQVAESpec) else VAECodec
+    kind = _KINDS[spec.CODEC]
     return kind.from_config(spec.to_config())
+class INRCodec(SpecCodec):
+    """Electron microscopy as a small network fitted to each chunk, which decodes at any voxel, as a numcodecs codec.
+
+    Parameters
+    ----------
+    ratio, backbone, bits, layers, effort, seed, time_limit, model, mode, min_psnr, max_error, window, background
+        As in `zarr_emcodec.codecs.INRSpec`, where each is explained.
+    digest : str
+        "sha256:<hex>" of the model; filled in from `model`, given only in stored metadata.
+
+    Notes
+    -----
+    In Zarr v2: ``zarr.create_array(..., zarr_format=2, compressors=INRCodec(ratio=64))`` and no filters. Encoding fits
+    a network for seconds to hours a chunk, and needs torch; decoding needs neither. `zarr_emcodec.INRField` reads
+    single voxels, and places between them, without decoding chunks.
+    """
+
+    codec_id: ClassVar[str] = "emcodec_inr"
+    SPEC: ClassVar[type[Spec]] = INRSpec
+    spec: INRSpec
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        *,
+        backbone: str = "siren",
+        bits: int = 6,
+        layers: int | None = None,
+        effort: int = DEFAULT_EFFORT,
+        seed: int = 0,
+        time_limit: float | None = None,
+        model: str = "auto",
+        mode: Mode = "entropy",
+        min_psnr: float | None = None,
+        max_error: float | None = None,
+        window: Sequence[float] | None = None,
+        background: float | Literal["auto"] | None = "auto",
+        digest: str = "",
+    ) -> None:
+        self.spec = INRSpec(
+            ratio=ratio,
+            backbone=backbone,
+            bits=bits,
+            layers=layers,
+            effort=effort,
+            seed=seed,
+            time_limit=time_limit,
+            model=model,
+            mode=mode,
+            min_psnr=min_psnr,
+            max_error=max_error,
+            window=window,  # type: ignore[arg-type]  # any sequence of two is taken, and stored as a tuple
+            background=background,
+            digest=digest,
+        )
+
+
+_KINDS: dict[str, type[SpecCodec]] = {kind.SPEC.CODEC: kind for kind in (VAECodec, VQVAECodec, INRCodec)}
+
+
 
 
 def _as_chunk(buf: Any) -> Chunk:
@@ -239,5 +301,5 @@ def _as_buffer(buf: Any) -> Buffer:
     return buf if isinstance(buf, bytes | bytearray) else np.ascontiguousarray(buf).data.cast("B")
 
 
-register_codec(VAECodec)
-register_codec(VQVAECodec)
+for _kind in _KINDS.values():
+    register_codec(_kind)

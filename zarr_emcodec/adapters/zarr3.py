@@ -1,4 +1,4 @@
-"""`VAECodec` and `VQVAECodec` for Zarr v3: serializers (array to bytes), batched, with decoding of parts of a chunk.
+"""`VAECodec`, `VQVAECodec` and `INRCodec` for Zarr v3: serializers (array to bytes), batched, decoding parts of chunks.
 
 Both codec pipelines are served: the batched one calls ``encode``, ``decode`` and ``decode_partial`` with many chunks,
 which share inference; the fused one calls the synchronous methods, one chunk at a time.
@@ -22,9 +22,12 @@ from zarr_emcodec._types import Chunk
 from zarr_emcodec.adapters.reading import first_bytes, leading_part, options_at, planes_of, shifted
 from zarr_emcodec.codecs.base import Mode, Spec
 from zarr_emcodec.codecs.encode import check_dtype
+from zarr_emcodec.codecs.inr import INRSpec
+from zarr_emcodec.codecs.lazy import LazyChunk
 from zarr_emcodec.codecs.vae import VAESpec
 from zarr_emcodec.codecs.vqvae import VQVAESpec
 from zarr_emcodec.errors import FrameError, SpecError
+from zarr_emcodec.fitting import DEFAULT_EFFORT
 from zarr_emcodec.frame import Frame
 from zarr_emcodec.runtime.options import TierName
 
@@ -288,8 +291,77 @@ class VQVAECodec(SpecSerializer):
 
 def codec_for(spec: Spec) -> SpecSerializer:
     """The serializer of a spec."""
-    kind: type[SpecSerializer] = VQVAECodec if isinstance(spec, VQVAESpec) else VAECodec
-    return kind._of(spec)
+    return _KINDS[spec.CODEC]._of(spec)
+@dataclass(frozen=True, init=False)
+class INRCodec(SpecSerializer):
+    """Electron microscopy as a small network fitted to each chunk, which decodes at any voxel, as a Zarr v3 serializer.
+
+    Parameters
+    ----------
+    ratio, backbone, bits, layers, effort, seed, time_limit, ...
+        As in `zarr_emcodec.INRCodec`; a ready `INRSpec` may stand in place of `ratio`.
+
+    Notes
+    -----
+    ``zarr.create_array(..., serializer=INRCodec(ratio=64), compressors=None)``. Of a selection exactly its voxels are
+    computed, whatever the chunks hold besides.
+    """
+
+    NAME: ClassVar[str] = "emcodec.inr"
+    SPEC: ClassVar[type[Spec]] = INRSpec
+
+    spec: INRSpec = field()
+
+    def __init__(
+        self,
+        ratio: float | INRSpec | None = None,
+        *,
+        backbone: str = "siren",
+        bits: int = 6,
+        layers: int | None = None,
+        effort: int = DEFAULT_EFFORT,
+        seed: int = 0,
+        time_limit: float | None = None,
+        model: str = "auto",
+        mode: Mode = "entropy",
+        min_psnr: float | None = None,
+        max_error: float | None = None,
+        window: tuple[float, float] | None = None,
+        background: float | Literal["auto"] | None = "auto",
+        digest: str = "",
+    ) -> None:
+        if not isinstance(ratio, INRSpec):
+            ratio = INRSpec(
+                ratio=ratio,
+                backbone=backbone,
+                bits=bits,
+                layers=layers,
+                effort=effort,
+                seed=seed,
+                time_limit=time_limit,
+                model=model,
+                mode=mode,
+                min_psnr=min_psnr,
+                max_error=max_error,
+                window=window,
+                background=background,
+                digest=digest,
+            )
+        self._hold(ratio)
+
+    def _select_batch(self, items: list[tuple[bytes | Frame, tuple[Any, ArraySpec]]]) -> list[NDBuffer]:
+        out = []
+        for data, (selection, spec) in items:
+            chunk = LazyChunk(data, options_at(self.tier))
+            _check_shape(chunk, spec)
+            part = np.asarray(chunk[selection], order="C")
+            out.append(spec.prototype.nd_buffer.from_numpy_array(part))
+        return out
+
+
+_KINDS: dict[str, type[SpecSerializer]] = {kind.SPEC.CODEC: kind for kind in (VAECodec, VQVAECodec, INRCodec)}
+
+
 
 
 def _as_bytes(data: Buffer | None) -> bytes | None:
@@ -308,7 +380,7 @@ def _as_buffer(chunk: Chunk, spec: ArraySpec) -> NDBuffer:
     return spec.prototype.nd_buffer.from_numpy_array(chunk)
 
 
-def _check_shape(chunk: Chunk, spec: ArraySpec, planes: int | None = None) -> None:
+def _check_shape(chunk: Chunk | LazyChunk, spec: ArraySpec, planes: int | None = None) -> None:
     expected = spec.shape if planes is None else (planes, *spec.shape[1:])
     if chunk.shape != expected:
         raise FrameError(
@@ -330,5 +402,5 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
         raise SpecError(f"array has {len(shape)} axes, 2 to 5 are possible.", name="shape", value=shape)
 
 
-register_codec(VAECodec.NAME, VAECodec)
-register_codec(VQVAECodec.NAME, VQVAECodec)
+for _kind in _KINDS.values():
+    register_codec(_kind.NAME, _kind)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zarr_emcodec.runtime import Options
 
 _HOME = {
+    "inr": "zarr_emcodec.codecs.inr_chain",
     "vae": "zarr_emcodec.codecs.vae_chain",
     "vqvae": "zarr_emcodec.codecs.vqvae_chain",
 }

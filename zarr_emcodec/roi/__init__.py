@@ -6,6 +6,7 @@ the reader's choice (`read_roi`), places worth restoring (`propose_roi`), or a p
 
 from __future__ import annotations
 
+from zarr_emcodec.roi.field import INRField
 from zarr_emcodec.roi.propose import Proposal, propose_roi
 from zarr_emcodec.roi.read import read_roi
 from zarr_emcodec.roi.show import TierMap, draw_tiers, tier_map
@@ -13,6 +14,7 @@ from zarr_emcodec.roi.upgrade import RoiReport, downgrade_roi, upgrade_roi
 from zarr_emcodec.roi.write import WriteReport, write_roi
 
 __all__ = [
+    "INRField",
     "Proposal",
     "RoiReport",
     "TierMap",

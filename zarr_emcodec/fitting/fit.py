@@ -1,0 +1,226 @@
+"""Fields fitted to chunks: voxels in, weights and their quantiser steps out. The only file here that trains.
+
+All chunks of a call have one shape and one architecture and are fitted in one batch, on the same random voxels, each as
+if it were alone. What a step size costs in bytes is the caller's to know: `choose` is asked for the steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zarr_emcodec.fitting import siren
+from zarr_emcodec.fitting.adam import Adam
+from zarr_emcodec.fitting.architecture import Architecture
+from zarr_emcodec.fitting.effort import Cost, fit_macs, rows_per_step
+from zarr_emcodec.fitting.watch import report
+from zarr_emcodec.runtime.torch_backend import full_precision, limited_threads
+
+Choose = Callable[[list[NDArray[np.float32]], NDArray[np.float64]], NDArray[np.float32]]
+"""Effective weights (B, ...) of each tensor and their sensitivities (B, tensors) to quantiser steps (B, tensors)."""
+
+_RATE = 5e-3
+_LAST_RATE = 0.01  # of the first, where the cosine ends
+_ROUNDING_FROM = 0.7  # share of the fit from which weights are rounded
+_STEP_CHOICES = 4  # the spread of weights goes on changing once they are rounded
+_CALIBRATION = 4  # steps, the first of which is not timed
+_LONG_S = 60.0
+_SENSITIVITY_ROWS = 4096
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to fit.
+
+    Parameters
+    ----------
+    steps : int
+        Of the optimiser, at most.
+    seed : int
+        Of initial weights and of the voxels of each step.
+    time_limit : float, seconds, optional
+        Of the whole batch. The schedule is compressed so that it ends in time; results then depend on the machine.
+    threads : int
+        Of one operation.
+    provider : {"auto", "cpu", "cuda"}
+        "auto" takes CUDA where torch finds a device.
+    """
+
+    steps: int
+    seed: int = 0
+    time_limit: float | None = None
+    threads: int = 1
+    provider: str = "auto"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Networks of a batch.
+
+    Attributes
+    ----------
+    weights : list of ndarray, float32
+        Effective weights of each tensor, (B, in, out) or (B, out).
+    steps : ndarray, shape (B, tensors), float32
+        Quantiser steps that they were fitted for.
+    frequency : ndarray, shape (B,)
+        Where the learnable frequency ended.
+    n_steps : int
+        Steps of the optimiser that were taken.
+    """
+
+    weights: list[NDArray[np.float32]]
+    steps: NDArray[np.float32]
+    frequency: NDArray[np.float32]
+    n_steps: int
+
+
+def fit_fields(
+    targets: NDArray[np.float32],
+    coords: Sequence[NDArray[np.float32]],
+    architecture: Architecture,
+    settings: FitSettings,
+    choose: Choose,
+) -> Fitted:
+    """Fit one field to each chunk of a batch.
+
+    Parameters
+    ----------
+    targets : ndarray, shape (B, \\*extents), float32
+        Voxels of the chunks, standardised.
+    coords : sequence of ndarray, float32
+        Coordinates along each axis of `extents`.
+    architecture : Architecture
+        Of every network; as many axes as `coords`.
+    settings : FitSettings
+    choose : callable
+        Gives quantiser steps once the fit has settled; weights are rounded to them from then on.
+
+    Returns
+    -------
+    Fitted
+
+    Notes
+    -----
+    SIREN (Sitzmann et al. 2020) with one learnable frequency for the whole network (Dai et al. 2024, INIF); Adam with a
+    cosine schedule; rounding passes gradients straight through.
+    """
+    cuda = settings.provider != "cpu" and torch.cuda.is_available()
+    device = "cuda" if cuda else "cpu"
+    with limited_threads(torch, settings.threads), full_precision(torch, device):
+        return _Fit(targets, coords, architecture, settings, choose, device).run()
+
+
+class _Fit:
+    """One batch on its way."""
+
+    def __init__(
+        self,
+        targets: NDArray[np.float32],
+        coords: Sequence[NDArray[np.float32]],
+        architecture: Architecture,
+        settings: FitSettings,
+        choose: Choose,
+        device: str,
+    ) -> None:
+        self.settings, self.choose, self.architecture = settings, choose, architecture
+        self.random = torch.Generator().manual_seed(settings.seed)  # on the CPU: one sequence for every device
+        self.n_voxels = targets.size
+        self.batch = len(targets)
+        self.targets = torch.from_numpy(targets.reshape(self.batch, -1)).to(device)  # (B, voxels)
+        self.axes = [torch.from_numpy(axis).to(device) for axis in coords]
+        self.rows = rows_per_step(self.targets.shape[1])
+        first = siren.initial(architecture, self.random)
+        weights = [w.to(device).expand(self.batch, -1, -1).clone() for w in first]
+        self.frequency = torch.full((self.batch, 1, 1), siren.FREQUENCY, device=device)
+        self.weights = weights
+        self.free = [*weights, self.frequency]
+        for tensor in self.free:
+            tensor.requires_grad_(True)
+        self.grid: list[Tensor] | None = None
+        self.steps = np.zeros((self.batch, len(weights)), np.float32)
+
+    def run(self) -> Fitted:
+        adam = Adam(self.free)
+        began = time.perf_counter()
+        done, choices, share = 0, 0, 0.0
+        while share < 1:
+            if share >= _ROUNDING_FROM + choices * (1 - _ROUNDING_FROM) / _STEP_CHOICES:
+                self._choose_steps()
+                choices += 1
+            rate = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
+            adam.step(self._gradients(), _RATE * rate)
+            done += 1
+            before, share = share, self._share(done, time.perf_counter() - began)
+            report(self.n_voxels * (min(share, 1.0) - before))
+            if done == 1:
+                warm = time.perf_counter()
+            elif done == _CALIBRATION:
+                self._announce((time.perf_counter() - warm) / (_CALIBRATION - 1))
+        if not choices:
+            self._choose_steps()
+        with torch.no_grad():
+            weights = [w.cpu().numpy() for w in siren.effective(self.weights, self.frequency)]
+            frequency = self.frequency.reshape(-1).cpu().numpy()
+        weights = [w[:, 0] if i % 2 else w for i, w in enumerate(weights)]
+        return Fitted(weights, self.steps, frequency, done)
+
+    def _share(self, done: int, elapsed: float) -> float:
+        """How much of the fit is behind, by steps or by time, whichever is further on."""
+        share = done / self.settings.steps
+        if self.settings.time_limit is None:
+            return share
+        return max(share, elapsed / self.settings.time_limit)
+
+    def _announce(self, step_s: float) -> None:
+        steps = self.settings.steps
+        seconds = steps * step_s
+        if self.settings.time_limit is not None:
+            seconds = min(seconds, self.settings.time_limit)
+        if seconds >= _LONG_S:
+            macs = fit_macs(self.architecture, self.batch, steps, self.rows)
+            # a warning, so that whoever waits is told without having set anything up
+            _log.warning("%s", Cost(self.batch, steps, self.rows, macs, seconds))
+
+    def _sample(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Coordinates (rows, axes) and values (B, rows) of random voxels."""
+        place = torch.randint(self.targets.shape[1], (rows,), generator=self.random).to(self.targets.device)
+        values = self.targets[:, place]
+        coords = []
+        for axis in reversed(self.axes):
+            coords.append(axis[place % len(axis)])
+            place = place // len(axis)
+        return torch.stack(coords[::-1], 1), values
+
+    def _gradients(self) -> Sequence[Tensor]:
+        coords, values = self._sample(self.rows)
+        weights = siren.effective(self.weights, self.frequency)
+        if self.grid is not None:
+            weights = [_rounded(w, step) for w, step in zip(weights, self.grid, strict=True)]
+        loss = (siren.forward(weights, coords) - values).square().sum() / self.rows
+        return torch.autograd.grad(loss, self.free)
+
+    @torch.no_grad()
+    def _choose_steps(self) -> None:
+        weights = siren.effective(self.weights, self.frequency)
+        coords, _ = self._sample(min(_SENSITIVITY_ROWS, self.targets.shape[1]))
+        felt = siren.sensitivity(weights, coords, self.random).T.cpu().numpy().astype(np.float64)
+        self.steps = self.choose([w.cpu().numpy() for w in weights], felt)
+        steps = torch.from_numpy(self.steps).to(self.targets.device)
+        self.grid = [steps[:, i, None, None] for i in range(len(weights))]
+
+
+def _rounded(weights: Tensor, step: Tensor) -> Tensor:
+    """Weights on the grid of a step; gradients pass as if they were not."""
+    on_grid: Tensor = torch.round(weights.detach() / step) * step
+    return weights + (on_grid - weights.detach())
