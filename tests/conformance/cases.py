@@ -42,6 +42,9 @@ CASES = [
     Case("vqvae-psnr", {"ratio": 64, "min_psnr": 28.0}, "vqvae", floor_db=28.0),
     Case("vqvae-error", {"ratio": 64, "max_error": 40}, "vqvae", worst=40),
     Case("vqvae-lossless", {"max_error": 0}, "vqvae", exact=True),
+    Case("inr-siren", {"ratio": 40, "effort": 0}, "inr", ratio=40),
+    Case("inr-error", {"ratio": 40, "effort": 0, "layers": 5, "bits": 8, "max_error": 60}, "inr", worst=60),
+    Case("inr-lossless", {"max_error": 0}, "inr", exact=True),
 ]
 
 KINDS = {

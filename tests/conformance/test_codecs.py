@@ -21,7 +21,11 @@ ARRAYS = arrays()
 TISSUE = [name for name in ARRAYS if name not in ("constant", "noise", "checkerboard")]
 
 
-CODECS: dict[str, type[SpecCodec]] = {"vae": zarr_emcodec.VAECodec, "vqvae": zarr_emcodec.VQVAECodec}
+CODECS: dict[str, type[SpecCodec]] = {
+    "vae": zarr_emcodec.VAECodec,
+    "vqvae": zarr_emcodec.VQVAECodec,
+    "inr": zarr_emcodec.INRCodec,
+}
 
 
 def codec_of(case: Case, **others: object) -> SpecCodec:
@@ -37,6 +41,8 @@ def peak_of(array: Array, frame: bytes) -> float:
 @pytest.fixture(params=CASES, ids=lambda case: case.id)
 def case(request: pytest.FixtureRequest) -> Case:
     chosen: Case = request.param
+    if chosen.codec == "inr":
+        pytest.importorskip("torch", reason="fitting a field needs torch")
     return chosen
 
 
@@ -44,6 +50,10 @@ def case(request: pytest.FixtureRequest) -> Case:
 def test_round_trip_keeps_the_promise(case: Case, name: str) -> None:
     array = ARRAYS[name]
     codec = codec_of(case)
+    if case.codec == "inr" and not case.exact and name in ("2d-ragged", "3d-thin"):
+        with pytest.raises(zarr_emcodec.errors.SpecError, match="smallest chunk that works has [0-9]+ voxels"):
+            codec.encode(array)
+        return
     frame = codec.encode(array)
     back = codec.decode(frame)
     assert back.shape == array.shape
