@@ -15,7 +15,7 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -268,14 +268,19 @@ def volumes() -> dict[str, bytes]:
 
 
 def with_card(
-    name: str, files: dict[str, bytes], decoder: dict[str, Any], encoder: dict[str, Any], ratios: list[float]
+    name: str,
+    files: dict[str, bytes],
+    decoder: dict[str, Any],
+    encoder: dict[str, Any],
+    ratios: list[float],
+    codec: str = "vqvae",
 ) -> dict[str, bytes]:
     """The files with the card that they make true."""
     hashes = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
     card = {
         "format": 1,
         "id": f"{name}@1",
-        "codec": "vqvae",
+        "codec": codec,
         "decoder": {"files": {f: h for f, h in hashes.items() if not f.startswith("encoder")}, **decoder},
         "encoder": {"files": {f: h for f, h in hashes.items() if f.startswith("encoder")}, **encoder},
         "ratio_range": ratios,
@@ -285,16 +290,20 @@ def with_card(
     return {**files, "card.json": (json.dumps(card, indent=1) + "\n").encode()}
 
 
-MODELS = {"tiny-vq": two_levels, "tiny-vq16": one_level, "tiny-vq3d": volumes}
+MODELS: dict[str, Callable[[], dict[str, bytes]]] = {
+    "tiny-vq": two_levels,
+    "tiny-vq16": one_level,
+    "tiny-vq3d": volumes,
+}
 
 
-def main(folder: Path) -> None:
+def write(models: Mapping[str, Callable[[], dict[str, bytes]]], folder: Path) -> None:
     """Write every model; nothing that exists is written again."""
-    for name, make in MODELS.items():
+    for name, make in models.items():
         (folder / name).mkdir(parents=True)
         for file, data in make().items():
             (folder / name / file).write_bytes(data)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)
+    write(MODELS, Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)
