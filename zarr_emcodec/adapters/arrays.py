@@ -60,8 +60,8 @@ def create_array(
     shape, dtype
         Of the array, where there are no data.
     chunks : tuple of int, optional
-        About 16 x 512 x 512 (last three axes), fitted to the shape, when not given; of tokens as many voxels also
-        where there are few planes.
+        About 16 x 512 x 512 (last three axes), fitted to the shape, when not given; of tokens and fields as many
+        voxels also where there are few planes.
     shards : tuple of int, optional
         Zarr v3 only; multiples of `chunks`.
     ratio : float, optional
@@ -112,7 +112,7 @@ def create_array(
     if shape is None or dtype is None:
         raise SpecError("pass data=, or shape= and dtype=.", name="shape", value=shape)
     zarr3.check_array(shape, np.dtype(dtype))
-    chunks = chunks or (fit_token_chunks if isinstance(spec, VQVAESpec) else fit_chunks)(shape)
+    chunks = chunks or (fit_token_chunks if isinstance(spec, VQVAESpec | INRSpec) else fit_chunks)(shape)
     if isinstance(data, np.ndarray) and data.dtype.kind == "f":
         _check_finite(data, chunks)
     if zarr_format == 2 and shards is not None:

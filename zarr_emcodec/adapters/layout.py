@@ -69,10 +69,10 @@ def _even(extent: int, chunk: int) -> int:
 
 
 def fit_token_chunks(shape: Shape) -> Shape:
-    """A chunk shape for an array of tokens: as `fit_chunks`, but wider where the array has few planes.
+    """A chunk shape for an array of tokens or fields: as `fit_chunks`, but wider where the array has few planes.
 
     At 1024x a default chunk is 4096 bytes, of which a frame's header and its entry in a shard's index take 1 %. Chunks
-    of fewer voxels would spend more on them.
+    of fewer voxels would spend more on them, and leave a field fewer weights.
 
     Examples
     --------

@@ -33,10 +33,13 @@ def compress(
     destination: Annotated[Path, typer.Argument(help="Zarr array to write.")],
     ratio: Annotated[
         float | None,
-        typer.Option(help="Raw bytes over stored bytes; 32 (vqvae: 1024) unless a quality is asked."),
+        typer.Option(help="Raw bytes over stored bytes; 32 (vqvae: 1024, inr: 64) unless a quality is asked."),
     ] = None,
     codec: Annotated[
-        str, typer.Option(help="Family of models: vae, or vqvae (tokens, to 1024x, read at tiers).")
+        str,
+        typer.Option(
+            help="Family of models: vae, vqvae (tokens, to 1024x, read at tiers), or inr (a network for each chunk)."
+        ),
     ] = "vae",
     model: Annotated[
         str, typer.Option(help="Model name, name@version or sha256:...; see the command models.")
@@ -52,7 +55,10 @@ def compress(
         str | None, typer.Option(metavar="LOW,HIGH", help="Grey range of uint16, int16 and float32 data.")
     ] = None,
     effort: Annotated[
-        int | None, typer.Option(min=0, max=9, help="Search longer for better tokens; vqvae only.")
+        int | None, typer.Option(min=0, max=9, help="Search or fit longer: better quality, the same decoding.")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds of fitting for each chunk, whatever the effort; inr only.")
     ] = None,
     chunks: Annotated[
         str | None,
@@ -89,6 +95,7 @@ def compress(
             max_error=max_error,
             window=console.two_numbers(window, "window"),
             effort=effort,
+            time_limit=time_limit,
             chunks=console.integers(chunks, "chunks"),
             shards=console.integers(shards, "shards"),
             zarr_format=2 if zarr_format is ZarrFormat.V2 else 3,

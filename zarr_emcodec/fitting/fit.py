@@ -21,7 +21,7 @@ from zarr_emcodec.fitting import siren
 from zarr_emcodec.fitting.adam import Adam
 from zarr_emcodec.fitting.architecture import Architecture
 from zarr_emcodec.fitting.effort import Cost, fit_macs, rows_per_step
-from zarr_emcodec.fitting.watch import report
+from zarr_emcodec.fitting.watch import present
 from zarr_emcodec.runtime.torch_backend import full_precision, limited_threads
 
 Choose = Callable[[list[NDArray[np.float32]], NDArray[np.float64]], NDArray[np.float32]]
@@ -134,6 +134,7 @@ class _Fit:
         device: str,
     ) -> None:
         self.settings, self.choose, self.architecture = settings, choose, architecture
+        self.watchers = present()
         self.random = torch.Generator().manual_seed(settings.seed)  # on the CPU: one sequence for every device
         self.n_voxels = targets.size
         self.batch = len(targets)
@@ -162,7 +163,8 @@ class _Fit:
             adam.step(self._gradients(), _RATE * rate)
             done += 1
             before, share = share, self._share(done, time.perf_counter() - began)
-            report(self.n_voxels * (min(share, 1.0) - before))
+            for watcher in self.watchers:
+                watcher(self.n_voxels * (min(share, 1.0) - before))
             if done == 1:
                 warm = time.perf_counter()
             elif done == _CALIBRATION:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Watcher = Callable[[float], None]
-"""Called with the voxels' worth of work done since the last call, from whichever thread did it."""
+"""Called with the voxels' worth of work done since the last call, from whichever thread did it; may raise to end it."""
 _watchers: list[Watcher] = []
 
 
 @contextmanager
 def watching(watcher: Watcher) -> Iterator[None]:
-    """Have a function called as fits of this process go on, until the block ends."""
+    """Have a function called by all fits of this process that begin in this block."""
     _watchers.append(watcher)
     try:
         yield
@@ -23,7 +23,6 @@ def watching(watcher: Watcher) -> Iterator[None]:
         _watchers.remove(watcher)
 
 
-def report(n_voxels: float) -> None:
-    """Tell the watchers of voxels worked through."""
-    for watcher in tuple(_watchers):
-        watcher(n_voxels)
+def present() -> tuple[Watcher, ...]:
+    """Who watches now; a fit goes on telling those who watched as it began."""
+    return tuple(_watchers)

@@ -82,7 +82,7 @@ def chunks_for(config: Mapping[str, Any], shape: Shape, chunks: Sequence[int] | 
     """The chunks asked for, or what `create_array` takes for this codec."""
     from zarr_emcodec.adapters.layout import fit_chunks, fit_token_chunks
 
-    if chunks is None and config["id"] == "emcodec_vqvae":
+    if chunks is None and config["id"] in ("emcodec_vqvae", "emcodec_inr"):
         return fit_token_chunks(shape)
     return fit_chunks(shape, chunks)
 

@@ -7,15 +7,17 @@ boxes of whole chunks (or shards), and the array takes its name only when it is 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from zarr_emcodec.errors import SpecError
+from zarr_emcodec.errors import JobError, SpecError
 from zarr_emcodec.jobs import compare, grid
 from zarr_emcodec.jobs.census import Census, take_census
 from zarr_emcodec.jobs.coding import chunks_for, codec_from
@@ -111,6 +113,7 @@ def compress(
     max_error: float | None = None,
     window: tuple[float, float] | None = None,
     effort: int | None = None,
+    time_limit: float | None = None,
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | None = None,
     zarr_format: Literal[2, 3] = 3,
@@ -129,9 +132,11 @@ def compress(
     destination : path
         Local; becomes a directory that any Zarr reader with this package installed can open.
     codec : str
-        Family of models: "vae", or "vqvae" (tokens: the highest ratios, read at tiers).
-    ratio, model, mode, min_psnr, max_error, window, effort
-        As in `zarr_emcodec.VAECodec` and `zarr_emcodec.VQVAECodec`; `effort` is for codecs that have one.
+        Family of models: "vae", "vqvae" (tokens: the highest ratios, read at tiers), or "inr" (a network fitted to each
+        chunk).
+    ratio, model, mode, min_psnr, max_error, window, effort, time_limit
+        As in `zarr_emcodec.VAECodec`, `zarr_emcodec.VQVAECodec` and `zarr_emcodec.INRCodec`; `time_limit` is the last
+        one's alone.
     chunks : sequence of int, voxels, optional
         About 16 x 512 x 512 when not given, larger for tokens, fitted to the array.
     shards : sequence of int, voxels, optional
@@ -146,7 +151,8 @@ def compress(
     picture : path, optional
         Draw original, decoded and difference of the middle section here (PNG).
     progress : callable, optional
-        Called with raw bytes done and in all; reading back counts like writing.
+        Called with raw bytes done and in all; reading back counts like writing. While networks are fitted also between
+        chunks, then from several threads.
 
     Returns
     -------
@@ -162,20 +168,21 @@ def compress(
         If source or options cannot be coded.
     """
     words = {"ratio": ratio, "model": model, "mode": mode, "min_psnr": min_psnr, "max_error": max_error,
-             "window": window, "effort": effort}  # fmt: skip
+             "window": window, "effort": effort, "time_limit": time_limit}  # fmt: skip
     config: dict[str, Any] = {
         "id": f"emcodec_{codec}",
         **{key: value for key, value in words.items() if value is not None},
     }
     codec_from(config)  # what cannot work ends here, before the source is opened
     with open_source(source) as volume, landing(destination, overwrite=overwrite, keep=source) as draft:
-        if volume.voxel_nm is not None and len(volume.voxel_nm) == 3:
+        if codec != "inr" and volume.voxel_nm is not None and len(volume.voxel_nm) == 3:
             config["voxel_nm"] = volume.voxel_nm  # volumes or sections: the voxels' shape decides
         made = codec_from(config)
         array = _create(draft, volume, made, chunks_for(config, volume.shape, chunks), shards, zarr_format, embed_model)
         tick = _Ticks(progress, volume.nbytes * (2 if verify else 1))
         started = time.perf_counter()
-        extremes = _copy(volume, array, tick)
+        with _fits_watched(tick, volume.dtype.itemsize):
+            extremes = _copy(volume, array, tick)
         write_s = time.perf_counter() - started
         census = take_census(array, layout_of(array))
         peak = compare.peak_of(volume.dtype, window, extremes)
@@ -294,9 +301,37 @@ class _Ticks:
     """Progress over several passes as one count."""
 
     def __init__(self, progress: compare.Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
+        self._progress, self._total, self._done, self._ahead = progress, total, 0, 0.0
 
     def add(self, n_bytes: int) -> None:
-        self._done += n_bytes
+        self._done, self._ahead = self._done + n_bytes, 0.0
+        self._tell()
+
+    def work(self, n_bytes: float) -> None:
+        """Count what is in work until the box that it belongs to is there as a whole."""
+        self._ahead += n_bytes
+        self._tell()
+
+    def _tell(self) -> None:
         if self._progress is not None:
-            self._progress(self._done, self._total)
+            self._progress(min(int(self._done + self._ahead), self._total), self._total)
+
+
+@contextmanager
+def _fits_watched(tick: _Ticks, itemsize: int) -> Iterator[None]:
+    """Count the work of fits, which run in threads of Zarr; where the job ends early, they end as well."""
+    from zarr_emcodec.fitting import watching
+
+    ended = threading.Event()
+
+    def worked(n_voxels: float) -> None:
+        if ended.is_set():
+            raise JobError("fit stopped: the job that it was for has ended.")
+        tick.work(n_voxels * itemsize)
+
+    with watching(worked):
+        try:
+            yield
+        except BaseException:
+            ended.set()
+            raise
