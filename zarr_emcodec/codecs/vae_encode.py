@@ -25,6 +25,7 @@ from zarr_emcodec.quality.target import coarsest_level, finest_level
 from zarr_emcodec.runtime import Options
 
 _HEADER_BYTES = 33  # header of a latent frame with a window, and the count of its table
+_REFINED_LEVELS = 3  # a chunk whose latents were refined fits a finer level, which they are then refined for
 _WORTH_A_LEVEL = 1.035  # frames grow by 3 to 4 % from one level to the next finer one
 
 
@@ -129,12 +130,41 @@ def _settle(jobs: Sequence[VAEJob], options: Options) -> None:
         plain = [job for job in plain if levels[id(job)] not in job.tried]
     for job in jobs:
         if job.spec.ratio is not None:
+            if job.spec.effort and isinstance(job.latents, ContextLatents):
+                levels[id(job)] = _refine(job, job.latents, levels[id(job)], options)
             job.frame = job.tried[levels[id(job)]]
     for job in jobs:
         if job.spec.guarded:
             _settle_guard(job, levels.get(id(job)), options)
         elif job.spec.mode == "entropy" and len(job.frame) > LOSSLESS_FROM * job.native.nbytes:
             job.take_smaller(job.lossless())
+
+
+def _refine(job: VAEJob, latents: ContextLatents, level: int, options: Options) -> int:
+    """Better latents for the level that fits, then for the finer one that fits them; the level of the frame to keep."""
+    from zarr_emcodec.codecs.refine import refine
+
+    model = job.model
+    sections = transform.to_grey(transform.sections_of(job.inner, model.card.ndim), job.window)
+    grey = transform.pad_to_stride(sections, model.card.stride)
+    kept: dict[int, bytes] = {}
+    for _ in range(_REFINED_LEVELS):
+        refine(latents, grey, level, job.spec.effort, options)
+        job.tried = {level: _code([job], [level], options)[0]}  # sizes of other latents say nothing of these
+        if len(job.tried[level]) <= job.budget:
+            kept |= job.tried
+        following = job.next_level()
+        if following == level:
+            break
+        level = following
+    while not kept:
+        level = job.next_level()
+        if level not in job.tried:
+            job.tried[level] = _code([job], [level], options)[0]
+        if len(job.tried[level]) <= job.budget or level == latents.ladder.n_levels - 1:
+            kept[level] = job.tried[level]
+    job.tried = kept
+    return min(kept)
 
 
 def _settle_guard(job: VAEJob, level: int | None, options: Options) -> None:

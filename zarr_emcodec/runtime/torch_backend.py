@@ -133,6 +133,21 @@ class TorchNetwork:
                     del known[name]
             return [known[name].cpu().numpy() for name in self._outputs]
 
+    def differentiable(self, inputs: Mapping[str, Any]) -> Any:
+        """First output of the graph as a tensor that knows its gradient, of inputs that are tensors.
+
+        Parameters
+        ----------
+        inputs : mapping of str to Tensor
+            All inputs of the network, on the CPU; the caller minds threads.
+        """
+        # what was computed in inference mode cannot be recorded: copies can
+        known = {name: value.clone() for name, value in self._constants.items()}
+        known.update({name: value.to(self.provider) for name, value in inputs.items()})
+        for step in self._steps:
+            known.update(self._compute(step, known))
+        return known[self._outputs[0]].cpu()
+
 
 def _attributes(onnx: Any, node: Any) -> dict[str, Any]:
     found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}

@@ -1,0 +1,169 @@
+"""Symbols that a decoder does more with: a chunk's latents are changed where rate and distortion gain by it.
+
+An encoder network gives latents that are right on the average over tissue, each rounded on its own; for a chunk in hand
+the decoder's gradient says which symbols to move. Moves are tried a share at a time, since neighbours would all correct
+the same error, and what does not lower the Lagrangian is taken back. Decoders and the bytes' format do not change.
+Needs torch, which runs the decoder's ONNX graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zarr_emcodec.codecs.context import FRACTION, ContextModel, Sections
+from zarr_emcodec.codecs.context_coding import ContextLatents, quantise_in_context
+from zarr_emcodec.codecs.quantise import HALF_WIDTH, PRICE
+from zarr_emcodec.errors import MissingExtraError
+from zarr_emcodec.runtime import Options
+
+STEPS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96)
+"""Rounds of each effort; each costs about three decodings."""
+_SHARE = 0.5  # of the moves that look worth it, tried at once in the first round
+_CURVATURE = 1.0  # of the squared error, in squares of a channel's step: that of an orthonormal transform
+
+
+class _State(NamedTuple):
+    """Means in steps, tables and symbols of all places, (1, P, C, \\*grid)."""
+
+    mean: NDArray[np.float32]
+    table: NDArray[np.uint8]
+    symbols: NDArray[np.int32]
+
+
+def refine(item: ContextLatents, grey: NDArray[np.float32], level: int, effort: int, options: Options) -> None:
+    """Replace a chunk's latents by better ones for a level.
+
+    Parameters
+    ----------
+    item : ContextLatents
+        Its `latents` are changed, never for the worse by the estimate of rate plus distortion.
+    grey : ndarray, shape (n, \\*padded extent), float32
+        What the latents stand for, in grey levels.
+    level : int
+    effort : int
+        1 to 9.
+    options : Options
+        ``threads`` are used.
+
+    Raises
+    ------
+    MissingExtraError
+        If torch is not installed.
+    """
+    try:
+        import torch
+
+        from zarr_emcodec.runtime.torch_backend import TorchNetwork, limited_threads
+    except ImportError as error:
+        raise MissingExtraError("effort= above 0", extra="torch") from error
+    model = item.model
+    network = TorchNetwork(model.model.file("decoder.onnx"), "cpu", options.threads)
+    latents = item.latents.copy()
+    with limited_threads(torch, options.threads):
+        for i in range(len(latents)):
+            one = slice(i, i + 1)
+            latents[one] = _Descent(torch, network, model, latents[one], grey[one], level, item.extent, options).run(
+                STEPS[effort]
+            )
+    item.latents = latents
+
+
+class _Descent:
+    """Moves of the symbols of one section or volume."""
+
+    def __init__(
+        self,
+        torch: Any,
+        network: Any,
+        model: ContextModel,
+        latents: NDArray[np.float32],
+        grey: NDArray[np.float32],
+        level: int,
+        extent: tuple[int, ...],
+        options: Options,
+    ) -> None:
+        self.torch, self.network, self.model, self.options = torch, network, model, options
+        self.level, self.extent = level, extent
+        card = model.card
+        self.grid = latents.shape[2:]
+        self.gain = model.gain[level].reshape(1, 1, -1, *[1] * len(self.grid))
+        self.hyper = latents[:, : card.hyper]
+        shape = (1, len(card.places), card.channels, *self.grid)
+        self.values = latents[:, card.hyper :].reshape(shape) / self.gain
+        self.inside: Any = (slice(None), *(slice(n) for n in extent))
+        self.grey = torch.from_numpy(np.ascontiguousarray(grey[self.inside]))
+        self.price = PRICE * float(np.median(model.gain[level])) ** 2  # squared grey levels for a bit
+        self.random = np.random.default_rng(0)
+
+    def run(self, rounds: int) -> NDArray[np.float32]:
+        """The best latents found, (1, Z + P * C, \\*grid)."""
+        state = self._predict(self.values)
+        cost, slope = self._cost(state)
+        share = _SHARE
+        for _ in range(rounds):
+            moved = self._moved(state, slope, share)
+            if moved is None:
+                break
+            tried = self._predict(moved)
+            new_cost, new_slope = self._cost(tried)
+            if new_cost < cost:
+                self.values, state, cost, slope = moved, tried, new_cost, new_slope
+            else:
+                share *= 0.5
+        values = (self.values * self.gain).reshape(1, -1, *self.grid)
+        out: NDArray[np.float32] = np.concatenate([self.hyper, values], 1)
+        return out
+
+    def _moved(self, state: _State, slope: NDArray[np.float32], share: float) -> NDArray[np.float32] | None:
+        """Values with a share of the moves that look worth it; None where there is none."""
+        bits = self.model.costs.bits
+        column = np.clip(state.symbols, 1 - HALF_WIDTH, HALF_WIDTH - 1) + HALF_WIDTH
+        own = bits[state.table, column]
+        bend = _CURVATURE * self.gain**2
+        best = np.zeros(state.symbols.shape, np.float32)
+        gain = np.zeros(state.symbols.shape, np.float32)
+        for move in (-1, 1):
+            change = move * slope + bend + self.price * (bits[state.table, column + move] - own)
+            better = change < gain
+            gain[better], best[better] = change[better], move
+        best[state.table == 0] = 0
+        chosen = (best != 0) & (self.random.random(best.shape) < share)
+        if not chosen.any():
+            return None
+        return np.where(chosen, state.mean + state.symbols + best, self.values)
+
+    def _predict(self, values: NDArray[np.float32]) -> _State:
+        """What coding makes of values in steps."""
+        model = self.model
+        card = model.card
+        change = np.zeros((1, card.hyper + card.channels), np.int16)
+        levels = np.array([self.level], np.int64)
+        sections = Sections(model, levels, change, self.grid, self.extent, self.options)
+        gains = model.hyper_gain[self.level].reshape(1, -1, *[1] * len(self.grid))
+        hyper = np.rint(self.hyper * gains).astype(np.int32)
+        hyper[sections.hyper_table == 0] = 0
+        bounds = np.cumsum([0, *map(len, card.groups)])
+        found = []
+
+        def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> NDArray[np.int32]:
+            mine = values[:, bounds[number] : bounds[number + 1]].copy()
+            symbols = quantise_in_context(mine, mean, table, model)
+            found.append((mean * np.float32(1 / FRACTION), table, symbols))
+            return symbols
+
+        sections.walk(hyper, decide)
+        return _State(*(np.concatenate(parts, 1) for parts in zip(*found, strict=True)))
+
+    def _cost(self, state: _State) -> tuple[float, NDArray[np.float32]]:
+        """Lagrangian in squared grey levels, and the slope of its distortion for each latent in steps."""
+        torch = self.torch
+        steps = torch.from_numpy((state.mean + state.symbols).astype(np.float32)).requires_grad_()
+        inputs = {"symbols": steps.reshape(1, -1, *self.grid), "level": torch.tensor([self.level])}
+        error = (self.network.differentiable(inputs)[:, 0][self.inside] - self.grey).square().sum()
+        (slope,) = torch.autograd.grad(error, steps)
+        column = np.clip(state.symbols, -HALF_WIDTH, HALF_WIDTH) + HALF_WIDTH
+        bits = float(self.model.costs.bits[state.table, column].sum())
+        return float(error.detach()) + self.price * bits, slope.numpy()
