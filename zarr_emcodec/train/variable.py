@@ -18,7 +18,7 @@ from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
 from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
 from zarr_emcodec.train.klt import fit_block_klt, fit_klt
 from zarr_emcodec.train.loop import Budgeted
-from zarr_emcodec.train.losses import rate_distortion
+from zarr_emcodec.train.losses import LAMBDA, rate_distortion
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class VariableTrainer(Budgeted):
     def validate(self, crops: int = 8) -> dict[str, list[float]]:
         """Bits per voxel and PSNR on held-out crops at six levels of the band, no augmentation; no bfloat16."""
         cell = self.config.model.cell
-        table: dict[str, list[float]] = {"step": [], "bpp": [], "psnr": []}
+        table: dict[str, list[float]] = {"step": [], "bpp": [], "psnr": [], "cost": []}
         held_out = []
         for v in self.sampler.validation[:crops]:
             fits = [min(n, 256) // c * c for n, c in zip(v.shape, cell, strict=True)]
@@ -178,6 +178,8 @@ class VariableTrainer(Budgeted):
             table["bpp"].append(round(float(torch.cat([bits for bits, _ in found]).mean()), 4))
             mean = float(torch.cat([error for _, error in found]).mean())
             table["psnr"].append(round(10 * math.log10(255**2 / mean), 3))
+            costs = [bits + error / (LAMBDA * self.model.steps(torch.tensor([level])) ** 2) for bits, error in found]
+            table["cost"].append(round(float(torch.cat(costs).mean()), 4))
         return table
 
 

@@ -42,6 +42,8 @@ SCALE_SHIFT, SCALE_MAX = 3, 63
 """A network moves the index of a scale by whole numbers; 1.0 are eight of them."""
 SPARSE = 0.35
 """Laplace scale in steps below which symbols are counted as they are; see `Context.bits`."""
+THRESHOLD_WINDOW = 0.2
+"""Steps to either side of a quantiser's threshold over which the price of passing it is spread."""
 INDEX_MIN = -4
 """Least index that is counted with; from 0 down a decoder takes the symbol for zero and reads nothing."""
 SCALE_FIRST, SCALE_RATIO, N_SCALES = 0.08, (420.0 / 0.08) ** (1 / 59), 60
@@ -152,6 +154,7 @@ class Context(nn.Module):
 
     first: Tensor
     further: Tensor
+    jump: Tensor
 
     def __init__(self, config: ContextConfig) -> None:
         super().__init__()
@@ -168,6 +171,9 @@ class Context(nn.Module):
         first, further = thresholds(laplace_scale(scales))
         self.register_buffer("first", first.float(), persistent=False)
         self.register_buffer("further", further.float(), persistent=False)
+        scale = laplace_scale(scales)
+        jump = laplace_bits(torch.ones_like(scale), scale) - laplace_bits(torch.zeros_like(scale), scale)
+        self.register_buffer("jump", jump.float(), persistent=False)
 
     def quantise(self, residual: Tensor, index: Tensor) -> Tensor:
         """Rate-distortion optimal integers for indices of scales; no gradient."""
@@ -187,9 +193,20 @@ class Context(nn.Module):
         if hard:
             return certain
         noisy = laplace_bits(residual + (torch.rand_like(residual) - 0.5), scale)
-        # the slope of a narrow density would pull at a lone symbol as if rounding were not there
-        pull = laplace_bits(residual + (symbols - residual).detach(), scale.detach().clamp(min=SPARSE))
-        return torch.where(scale.detach() > SPARSE, noisy, certain + (pull - pull.detach()))
+        slope = self._slope(residual.detach().abs(), symbols, index.detach(), scale.detach())
+        pull = slope * (residual.abs() - residual.detach().abs())
+        return torch.where(scale.detach() > SPARSE, noisy, certain + pull)
+
+    def _slope(self, size: Tensor, symbols: Tensor, index: Tensor, scale: Tensor) -> Tensor:
+        """Bits that a symbol of a narrow density costs more for each step that its latent grows, on the average.
+
+        Below one step all of it is spent at the threshold of the quantiser, and is spread over a window around it.
+        """
+        place = (index - INDEX_MIN).long()
+        near = (size - self.first[place]).abs() < THRESHOLD_WINDOW
+        beyond = (symbols.abs() >= 1) & ~near & (size > 1)
+        steep = self.jump[place] / (2 * THRESHOLD_WINDOW)
+        return torch.where(near, steep, torch.where(beyond, 1 / (scale.clamp(min=0.1) * math.log(2)), 0.0))
 
     def forward(self, values: Tensor, hyper: Tensor, shift: Tensor, powers: Tensor, *, hard: bool) -> Coded:
         """Quantise and count.
