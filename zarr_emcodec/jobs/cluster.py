@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
     from zarr_emcodec.jobs.block import Settings
 
-# of workers, before they start: Dask's own without TRIM
-_ENVIRONMENT = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
+_CONFIG = {
+    # of workers, before they start: Dask's own without TRIM
+    "distributed.nanny.pre-spawn-environ": {
+        f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")
+    },
+    # call trees of every second would be kept for hours: the one thing in a worker that grows with a job's length
+    "distributed.worker.profile.enabled": False,
+}
 
 
 def local_engine(
@@ -56,7 +62,7 @@ def local_engine(
     import dask
 
     common: dict[str, Any] = {"nthreads": 1, "memory_limit": 0, "death_timeout": START_S, "dashboard": False}
-    common["silence_logs"] = logging.ERROR
+    common |= {"silence_logs": logging.ERROR, "config": _CONFIG}
     names = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{} for _ in range(workers)]
     resources = {"resources": {GPU: 1}} if gpus else {}
     spec = {
@@ -66,7 +72,7 @@ def local_engine(
     scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": dashboard, "host": "127.0.0.1"}}
     cluster = None
     try:
-        with quiet(), _not_trimming(), dask.config.set({"distributed.nanny.pre-spawn-environ": _ENVIRONMENT}):
+        with quiet(), _not_trimming(), dask.config.set(_CONFIG):
             cluster = distributed.SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL)
             client = distributed.Client(cluster, timeout=START_S, set_as_default=False)
         return DaskEngine(client, job, plan, settings, cluster=cluster, on_gpus=bool(gpus))
