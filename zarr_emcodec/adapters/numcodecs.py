@@ -122,7 +122,7 @@ class VAECodec(SpecCodec):
 
     Parameters
     ----------
-    ratio, model, mode, min_psnr, max_error, window, background
+    ratio, model, mode, min_psnr, max_error, window, background, effort, voxel_nm
         As in `zarr_emcodec.codecs.VAESpec`, where each is explained.
     digest : str
         "sha256:<hex>" of the model; filled in from `model`, given only in stored metadata.
@@ -157,6 +157,8 @@ class VAECodec(SpecCodec):
         max_error: float | None = None,
         window: Sequence[float] | None = None,
         background: float | Literal["auto"] | None = "auto",
+        effort: int = 0,
+        voxel_nm: Sequence[float] | None = None,
         digest: str = "",
     ) -> None:
         self.spec = VAESpec(
@@ -167,6 +169,8 @@ class VAECodec(SpecCodec):
             max_error=max_error,
             window=window,  # type: ignore[arg-type]  # any sequence of two is taken, and stored as a tuple
             background=background,
+            effort=effort,
+            voxel_nm=voxel_nm,  # type: ignore[arg-type]  # likewise, of three
             digest=digest,
         )
 
@@ -225,10 +229,6 @@ class VQVAECodec(SpecCodec):
         )
 
 
-def codec_for(spec: Spec) -> SpecCodec:
-    """The numcodecs codec of a spec."""
-    kind = _KINDS[spec.CODEC]
-    return kind.from_config(spec.to_config())
 class INRCodec(SpecCodec):
     """Electron microscopy as a small network fitted to each chunk, which decodes at any voxel, as a numcodecs codec.
 
@@ -289,6 +289,10 @@ class INRCodec(SpecCodec):
 _KINDS: dict[str, type[SpecCodec]] = {kind.SPEC.CODEC: kind for kind in (VAECodec, VQVAECodec, INRCodec)}
 
 
+def codec_for(spec: Spec) -> SpecCodec:
+    """The numcodecs codec of a spec."""
+    kind = _KINDS[spec.CODEC]
+    return kind.from_config(spec.to_config())
 
 
 def _as_chunk(buf: Any) -> Chunk:

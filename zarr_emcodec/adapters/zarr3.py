@@ -193,7 +193,7 @@ class VAECodec(SpecSerializer):
 
     Parameters
     ----------
-    ratio, model, mode, min_psnr, max_error, window, background, digest
+    ratio, model, mode, min_psnr, max_error, window, background, effort, voxel_nm, digest
         As in `zarr_emcodec.VAECodec`; a ready `VAESpec` may stand in place of `ratio`.
 
     Notes
@@ -217,6 +217,8 @@ class VAECodec(SpecSerializer):
         max_error: float | None = None,
         window: tuple[float, float] | None = None,
         background: float | Literal["auto"] | None = "auto",
+        effort: int = 0,
+        voxel_nm: tuple[float, float, float] | None = None,
         digest: str = "",
     ) -> None:
         if not isinstance(ratio, VAESpec):
@@ -228,6 +230,8 @@ class VAECodec(SpecSerializer):
                 max_error=max_error,
                 window=window,
                 background=background,
+                effort=effort,
+                voxel_nm=voxel_nm,
                 digest=digest,
             )
         self._hold(ratio)
@@ -289,9 +293,6 @@ class VQVAECodec(SpecSerializer):
         self._hold(ratio)
 
 
-def codec_for(spec: Spec) -> SpecSerializer:
-    """The serializer of a spec."""
-    return _KINDS[spec.CODEC]._of(spec)
 @dataclass(frozen=True, init=False)
 class INRCodec(SpecSerializer):
     """Electron microscopy as a small network fitted to each chunk, which decodes at any voxel, as a Zarr v3 serializer.
@@ -362,6 +363,9 @@ class INRCodec(SpecSerializer):
 _KINDS: dict[str, type[SpecSerializer]] = {kind.SPEC.CODEC: kind for kind in (VAECodec, VQVAECodec, INRCodec)}
 
 
+def codec_for(spec: Spec) -> SpecSerializer:
+    """The serializer of a spec."""
+    return _KINDS[spec.CODEC]._of(spec)
 
 
 def _as_bytes(data: Buffer | None) -> bytes | None:
