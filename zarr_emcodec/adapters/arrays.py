@@ -43,6 +43,7 @@ def create_array(
     shards: tuple[int, ...] | None = None,
     ratio: float | None = None,
     codec: numcodecs.SpecCodec | zarr3.SpecSerializer | Spec | Literal["vae", "vqvae", "inr"] | None = None,
+    voxel_nm: tuple[float, float, float] | None = None,
     zarr_format: Literal[2, 3] = 3,
     fill_value: Any = None,
     attributes: dict[str, Any] | None = None,
@@ -69,6 +70,8 @@ def create_array(
         the whole array: chunks are coded a little smaller, so that metadata and shard indices fit in as well.
     codec : VAECodec, VQVAECodec or INRCodec of either format, a spec, "vae", "vqvae" or "inr", optional
         For everything beyond a ratio.
+    voxel_nm : (float, float, float), optional
+        Voxel size (z, y, x), where `codec` is not whole: near-cubic voxels are coded as volumes, others as sections.
     zarr_format : {2, 3}
         In v2 the codec is the compressor, in v3 the serializer.
     fill_value
@@ -105,7 +108,7 @@ def create_array(
     for word in ("serializer", "compressors", "filters"):
         if word in kwargs:
             raise SpecError(f"{word}= is set by create_array; pass codec=, or use zarr.create_array.", name=word)
-    spec = _spec_of(codec, ratio)
+    spec = _spec_of(codec, ratio, voxel_nm)
     if data is not None:
         data = np.asarray(data) if not hasattr(data, "dtype") else data
         shape, dtype = data.shape, data.dtype
@@ -153,12 +156,16 @@ def create_array(
 def _spec_of(
     codec: numcodecs.SpecCodec | zarr3.SpecSerializer | Spec | Literal["vae", "vqvae", "inr"] | None,
     ratio: float | None,
+    voxel_nm: tuple[float, float, float] | None,
 ) -> Spec:
     if codec is None or isinstance(codec, str):
         kinds: dict[str | None, type[Spec]] = {None: VAESpec, "vae": VAESpec, "vqvae": VQVAESpec, "inr": INRSpec}
         if codec not in kinds:
             raise SpecError(f"codec {codec!r}: needs 'vae', 'vqvae', 'inr', or a codec.", name="codec", value=codec)
-        return kinds[codec](ratio=ratio)
+        words = {} if codec == "inr" else {"voxel_nm": voxel_nm}
+        return kinds[codec](ratio=ratio, **words)  # type: ignore[arg-type]  # not every kind has that word
+    if voxel_nm is not None:
+        raise SpecError("pass voxel_nm= to the codec, which is whole.", name="voxel_nm", value=voxel_nm)
     if ratio is not None:
         raise SpecError("pass ratio= or codec=, not both.", name="ratio", value=ratio)
     spec: Spec = codec if isinstance(codec, Spec) else codec.spec

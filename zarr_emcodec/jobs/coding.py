@@ -23,13 +23,16 @@ Codec: TypeAlias = Any
 _WORSE = {"min_psnr": operator.lt, "max_error": operator.gt}
 
 
-def codec_config(codec: Codec) -> dict[str, Any]:
+def codec_config(codec: Codec, voxel_nm: Sequence[float] | None = None) -> dict[str, Any]:
     """The configuration of a codec: plain JSON data with its numcodecs id.
 
     Parameters
     ----------
     codec : number, codec, spec, mapping or None
         A ratio stands for `VAECodec`; None for its defaults. A mapping may leave "id" out likewise.
+    voxel_nm : sequence of float, optional
+        Voxel size (z, y, x) of what is to be coded: where `codec` leaves its model open, volumes with near-cubic voxels
+        get one of volumes.
 
     Raises
     ------
@@ -45,9 +48,9 @@ def codec_config(codec: Codec) -> dict[str, Any]:
     from zarr_emcodec.codecs.base import Spec
 
     if codec is None or (isinstance(codec, int | float) and not isinstance(codec, bool)):
-        codec = VAECodec(codec)
+        codec = VAECodec(codec, voxel_nm=_three(voxel_nm))
     elif isinstance(codec, Mapping):
-        codec = codec_from({"id": VAECodec.codec_id, **codec})
+        codec = codec_from({"id": VAECodec.codec_id, **_with_voxels(codec, voxel_nm)})
     elif hasattr(codec, "to_v2"):
         codec = codec.to_v2()
     elif isinstance(codec, Spec):
@@ -56,6 +59,19 @@ def codec_config(codec: Codec) -> dict[str, Any]:
         raise SpecError(f"codec {codec!r:.120}: needs a ratio, or a codec of this package.", name="codec", value=codec)
     config: dict[str, Any] = plain(codec.get_config())
     return config
+
+
+def _three(voxel_nm: Sequence[float] | None) -> Sequence[float] | None:
+    return voxel_nm if voxel_nm is not None and len(voxel_nm) == 3 else None
+
+
+def _with_voxels(config: Mapping[str, Any], voxel_nm: Sequence[float] | None) -> dict[str, Any]:
+    """The configuration with the voxel size, where a model is still to be chosen by it."""
+    takes_it = config.get("id", "emcodec_vae") in ("emcodec_vae", "emcodec_vqvae")
+    is_open = config.get("model", "auto") == "auto" and not config.get("digest")
+    if takes_it and is_open and config.get("voxel_nm") is None and _three(voxel_nm):
+        return {**config, "voxel_nm": _three(voxel_nm)}
+    return dict(config)
 
 
 def codec_from(config: Mapping[str, Any]) -> Any:

@@ -308,7 +308,8 @@ def plan(
         background = backgrounds.describe_tissue(tissue, shape)
         wheres = [areas.describe_area(where, shape) for where, _ in regions]
         base, *others = (
-            backgrounds.looks_for(codec_config(c), background, fill) for c in (codec, *(c for _, c in regions))
+            backgrounds.looks_for(codec_config(c, volume.voxel_nm), background, fill)
+            for c in (codec, *(c for _, c in regions))
         )
         for other in others:
             check_promises(base, other)
