@@ -84,7 +84,7 @@ def judged(session: Any, voxels: Chunk, truth: NDArray[np.bool_], objects: Label
     """IoU and Dice of the membranes found in uint8 sections, VI and adapted Rand error of the objects between them."""
     logits = membrane_logits(session, voxels)
     iou, dice = overlap(logits > np.float32(np.log(THRESHOLD / (1 - THRESHOLD))), truth)
-    found = segmentation.objects(logits, THRESHOLD)
+    found = segmentation.objects(logits)
     return {"iou": iou, "dice": dice, **segmentation.segmentation_error(found, objects)}
 
 

@@ -43,14 +43,14 @@ def test_background_of_the_truth_is_left_out(segmentation: ModuleType) -> None:
 def test_a_membrane_with_a_gap_still_parts_two_objects(segmentation: ModuleType) -> None:
     logits = np.full((1, 60, 60), -6.0)
     logits[0, 29:32] = 6.0
-    logits[0, 29:32, 30:34] = -6.0  # connected voxels alone would join both sides through it
-    found = segmentation.objects(logits, 0.4)[0]
+    logits[0, 29:32, 30:32] = -6.0  # connected voxels alone would join both sides through it
+    found = segmentation.objects(logits)[0]
     assert len(np.unique(found)) == 2
     assert found[5, 5] == found[20, 55] != found[55, 5]
 
 
 def test_a_section_without_membranes_is_one_object(segmentation: ModuleType) -> None:
-    found = segmentation.objects(np.full((2, 20, 20), -6.0), 0.4)
+    found = segmentation.objects(np.full((2, 20, 20), -6.0))
     assert [len(np.unique(section)) for section in found] == [1, 1]
     assert found[0, 0, 0] != found[1, 0, 0]
 
