@@ -34,7 +34,7 @@ _BYTES_PER_LANE = 4 * 192
 _MAX_LANES = 1 << 11
 
 
-class _Coded(NamedTuple):
+class _Columns(NamedTuple):
     """The symbols that a stream holds, skipped ones left out; ``columns`` are those of the tables."""
 
     values: Symbols
@@ -44,11 +44,11 @@ class _Coded(NamedTuple):
 
 
 class _Stream(NamedTuple):
-    """A rANS stream with the tables of its symbols."""
+    """A rANS stream with the tables of its symbols, and where among all these lie."""
 
     parts: RansParts
     tables: NDArray[np.int64]
-    n_bytes: int
+    places: NDArray[np.intp]
 
 
 def encode(
@@ -108,15 +108,22 @@ def encode_many(
     """
     if mode not in ("entropy", "nominal"):
         raise SpecError(f"mode must be 'entropy' or 'nominal' (found {mode!r}).", name="mode", value=mode)
-    coded = [_prepare(symbols, index, tables) for symbols, index in items]
+    for symbols, index in items:
+        _check_symbols(symbols, index, tables)
     if mode == "nominal":
-        return [_pack_fields(c, tables) for c in coded]
-    jobs = {i: _encode_job(c, tables) for i, c in enumerate(coded) if len(c.values)}
+        return [_pack_fields(_columns(*item, tables), tables) for item in items]
+    kernels = _kernels(backend)
+    look_up = fast.look_up if kernels is fast else _look_up
+    coded = [look_up(*item, tables) for item in items]
+    jobs = {i: _encode_job(c) for i, c in enumerate(coded) if len(c.freqs)}
     streams = [b""] * len(coded)
     if jobs:
-        encoded = _kernels(backend).encode_streams(list(jobs.values()), tables.precision)
+        encoded = kernels.encode_streams(list(jobs.values()), tables.precision)
         for i, result in zip(jobs, encoded, strict=True):
-            streams[i] = _pack_rans(result, coded[i], tables)
+            escapes = bitpack.pack_numbers(_escape_numbers(coded[i].escaped, coded[i].escaped_tables, tables))
+            streams[i] = join_rans(result.states, result.words, escapes)
+            if not escapes and len(streams[i]) > fields_bytes(coded[i].field_bits):
+                streams[i] = _pack_fields(_columns(*items[i], tables), tables)
     return streams
 
 
@@ -147,29 +154,55 @@ def decode_many(
     MissingExtraError
         If numba is asked for and not installed.
     """
+    for _, index in items:
+        _check_index(index, tables)
+    decode = _decode_fast if _kernels(backend) is fast else _decode_in_lanes
+    return decode([(memoryview(data).cast("B"), index) for data, index in items], tables)
+
+
+def _decode_in_lanes(items: Sequence[tuple[memoryview, NDArray[Any]]], tables: Tables) -> list[Symbols]:
+    """Streams in lock-step, with NumPy."""
     results: list[Symbols] = []
-    places: list[NDArray[np.intp]] = []
     streams: dict[int, _Stream] = {}
     for i, (data, index) in enumerate(items):
-        _check_index(index, tables)
-        places.append(np.flatnonzero(index))
+        places = np.flatnonzero(index)
+        table = index[places].astype(np.int64)
         results.append(np.zeros(len(index), np.int32))
         with _naming_stream(i):
-            parsed = _parse(memoryview(data).cast("B"), index[places[i]].astype(np.int64), tables)
-        if isinstance(parsed, _Stream):
-            streams[i] = parsed
-        else:
-            results[i][places[i]] = parsed
+            parts = _split(data, len(table))
+            if isinstance(parts, RansParts):
+                streams[i] = _Stream(parts, table, places)
+            else:
+                results[i][places] = _field_values(parts, table, tables)
     if streams:
         counts = sum(np.bincount(stream.tables, minlength=tables.n_tables) for stream in streams.values())
-        used = np.flatnonzero(counts)
-        steps, columns = tables.decoding(used)
-        kernel = _kernels(backend).decode_streams
-        decoded = kernel([_decode_job(stream, tables) for stream in streams.values()], steps, tables.precision)
+        steps, columns = tables.decoding(np.flatnonzero(counts))
+        jobs = [_decode_job(stream, tables) for stream in streams.values()]
+        decoded = lanes.decode_streams(jobs, steps, tables.precision)
         for (i, stream), result in zip(streams.items(), decoded, strict=True):
             with _naming_stream(i):
-                _check_end(stream, result)
-                results[i][places[i]] = _values(stream, columns[result.slots], tables)
+                _check_end(stream.parts, result.states, result.n_words)
+                results[i][stream.places] = _values(stream, columns[result.slots], tables)
+    return results
+
+
+def _decode_fast(items: Sequence[tuple[memoryview, NDArray[Any]]], tables: Tables) -> list[Symbols]:
+    """Streams one after the other, with numba."""
+    results = []
+    for i, (data, index) in enumerate(items):
+        with _naming_stream(i):
+            parts = _split(data, int(np.count_nonzero(index)))
+            if isinstance(parts, RansParts):
+                read = fast.decode_stream(index, parts, tables)
+                _check_end(parts, read.states, read.n_words)
+                values = _read_escapes(parts, read.n_escaped, index[read.escaped].astype(np.int64), tables)
+                read.symbols[read.escaped] = values
+                results.append(read.symbols)
+            else:
+                places = np.flatnonzero(index)
+                symbols = np.zeros(len(index), np.int32)
+                symbols[places] = _field_values(parts, index[places].astype(np.int64), tables)
+                results.append(symbols)
     return results
 
 
@@ -201,12 +234,15 @@ def _check_index(index: NDArray[Any], tables: Tables) -> None:
         raise SpecError(message, name="index", value=largest)
 
 
-def _prepare(symbols: Symbols, index: NDArray[Any], tables: Tables) -> _Coded:
-    """Check one list of symbols, leave out what is skipped and look up the columns of the rest."""
+def _check_symbols(symbols: Symbols, index: NDArray[Any], tables: Tables) -> None:
     _check_index(index, tables)
     if symbols.shape != index.shape or not np.can_cast(symbols.dtype, np.int32):
         found = f"{symbols.dtype} {symbols.shape} for an index {index.shape}"
         raise SpecError(f"symbols must be int32 or narrower, one for each index (found {found}).", name="symbols")
+
+
+def _columns(symbols: Symbols, index: NDArray[Any], tables: Tables) -> _Columns:
+    """Leave out what is skipped and look up the columns of the rest."""
     is_coded = index != SKIP
     if symbols[~is_coded].any():
         raise SpecError("symbols of table 0 must be zero: they are not stored.", name="symbols")
@@ -214,32 +250,34 @@ def _prepare(symbols: Symbols, index: NDArray[Any], tables: Tables) -> _Coded:
     columns = values - tables.lows[table].astype(np.int64)
     last = tables.sizes[table] - 1
     escaped = (columns < 0) | (columns >= last)
-    return _Coded(values, table, np.where(escaped, last, columns), escaped)
+    return _Columns(values, table, np.where(escaped, last, columns), escaped)
 
 
-def _encode_job(coded: _Coded, tables: Tables) -> lanes.EncodeJob:
-    """Look up the symbols' shares and decide on the number of lanes."""
-    entry = coded.tables * tables.width + coded.columns
-    freqs = tables.freqs.ravel()[entry].astype(np.uint32)
-    starts = tables.starts.ravel()[entry].astype(np.uint32)
-    n_bytes = int(tables.cost_units.ravel()[entry].sum()) >> (COST_SHIFT + 3)
-    n_symbols = len(entry)
+def _look_up(symbols: Symbols, index: NDArray[Any], tables: Tables) -> lanes.Coded:
+    """What a stream of these symbols holds."""
+    values, table, columns, escaped = _columns(symbols, index, tables)
+    entry = table * tables.width + columns
+    return lanes.Coded(
+        freqs=tables.freqs.ravel()[entry].astype(np.uint32),
+        starts=tables.starts.ravel()[entry].astype(np.uint32),
+        cost_units=int(tables.cost_units.ravel()[entry].sum()),
+        field_bits=int(tables.bits[table].sum(dtype=np.int64)),
+        escaped=values[escaped],
+        escaped_tables=table[escaped],
+    )
+
+
+def _encode_job(coded: lanes.Coded) -> lanes.EncodeJob:
+    """Decide on the number of lanes."""
+    n_bytes = coded.cost_units >> (COST_SHIFT + 3)
+    n_symbols = len(coded.freqs)
     at_least = -(-n_symbols // MAX_STEPS)
     wanted = min(n_bytes // _BYTES_PER_LANE, n_symbols, _MAX_LANES)
     n_lanes = 1 << max(wanted.bit_length() - 1, (at_least - 1).bit_length(), 0)
-    return lanes.EncodeJob(freqs, starts, n_lanes)
+    return lanes.EncodeJob(coded.freqs, coded.starts, n_lanes)
 
 
-def _pack_rans(encoded: lanes.Encoded, coded: _Coded, tables: Tables) -> bytes:
-    """Lay out what was encoded, or fixed fields where these hold the symbols in fewer bytes."""
-    escapes = bitpack.pack_numbers(_escape_numbers(coded, tables))
-    data = join_rans(encoded.states, encoded.words, escapes)
-    if coded.escaped.any() or len(data) <= fields_bytes(tables.bits[coded.tables]):
-        return data
-    return _pack_fields(coded, tables)
-
-
-def _pack_fields(coded: _Coded, tables: Tables) -> bytes:
+def _pack_fields(coded: _Columns, tables: Tables) -> bytes:
     """Lay out a stream of fixed fields."""
     if coded.escaped.any():
         i = int(coded.escaped.argmax())
@@ -250,10 +288,9 @@ def _pack_fields(coded: _Coded, tables: Tables) -> bytes:
     return join_fields(coded.columns.astype(np.uint32), tables.bits[coded.tables])
 
 
-def _escape_numbers(coded: _Coded, tables: Tables) -> NDArray[np.uint64]:
-    values, table = coded.values[coded.escaped].astype(np.int64), coded.tables[coded.escaped]
+def _escape_numbers(values: Symbols, table: NDArray[np.int64], tables: Tables) -> NDArray[np.uint64]:
     low = tables.lows[table].astype(np.int64)
-    above = values - (low + tables.sizes[table] - 1)
+    above = values.astype(np.int64) - (low + tables.sizes[table] - 1)
     return np.where(above >= 0, 2 * above, 2 * (low - 1 - values) + 1).astype(np.uint64)
 
 
@@ -267,16 +304,18 @@ def _escape_values(numbers: NDArray[np.uint64], table: NDArray[np.int64], tables
     return values.astype(np.int32)
 
 
-def _parse(data: memoryview, table: NDArray[np.int64], tables: Tables) -> _Stream | Symbols:
-    """Take a stream apart; what needs no further work comes back as values."""
-    if not len(table):
-        if len(data):
-            raise FrameError(f"entropy stream: {len(data)} bytes for no symbols.", offset=0, field="head")
-        return np.zeros(0, np.int32)
-    parts = split(data, tables.bits[table])
-    if isinstance(parts, RansParts):
-        return _Stream(parts, table, len(data))
-    columns = parts.astype(np.int64)
+def _split(data: memoryview, n_symbols: int) -> RansParts | memoryview:
+    """Take a stream apart; one without symbols has no bytes."""
+    if n_symbols:
+        return split(data, n_symbols)
+    if len(data):
+        raise FrameError(f"entropy stream: {len(data)} bytes for no symbols.", offset=0, field="head")
+    return data
+
+
+def _field_values(fields: memoryview, table: NDArray[np.int64], tables: Tables) -> Symbols:
+    """Symbols of fixed fields."""
+    columns = bitpack.unpack(fields, tables.bits[table]).astype(np.int64)
     if (columns >= tables.sizes[table] - 1).any():
         raise FrameError("entropy stream: a fixed field is beyond its table.", offset=1, field="fields")
     values: Symbols = (columns + tables.lows[table]).astype(np.int32)
@@ -287,15 +326,14 @@ def _decode_job(stream: _Stream, tables: Tables) -> lanes.DecodeJob:
     return lanes.DecodeJob(stream.tables << tables.precision, stream.parts.states, stream.parts.words)
 
 
-def _check_end(stream: _Stream, result: lanes.Decoded) -> None:
+def _check_end(parts: RansParts, states: NDArray[np.uint32], taken: int) -> None:
     """Refuse a stream that did not end where its encoder began."""
-    n_words = len(stream.parts.words)
-    if result.n_words > n_words:
-        raise truncated(stream.n_bytes + 2, stream.n_bytes, "words")
-    if result.n_words < n_words:
-        message = f"entropy stream: {n_words - result.n_words} words are left over."
-        raise FrameError(message, field="words")
-    if (result.states != lanes.start_state(len(result.states))).any():
+    n_words = len(parts.words)
+    if taken > n_words:
+        raise truncated(parts.n_bytes + 2, parts.n_bytes, "words")
+    if taken < n_words:
+        raise FrameError(f"entropy stream: {n_words - taken} words are left over.", field="words")
+    if (states != lanes.start_state(len(states))).any():
         raise FrameError("entropy stream: a lane does not end in its initial state.", field="states")
 
 
@@ -303,10 +341,14 @@ def _values(stream: _Stream, columns: NDArray[np.uint16], tables: Tables) -> Sym
     """Turn columns into symbols, reading the values of escaped ones."""
     values: Symbols = tables.lows[stream.tables].astype(np.int32) + columns
     escaped = np.flatnonzero(columns == tables.sizes[stream.tables] - 1)
-    numbers = bitpack.unpack_numbers(stream.parts.escapes)
-    if len(numbers) != len(escaped):
-        message = f"entropy stream: {len(escaped)} symbols are escaped, {len(numbers)} values are stored."
-        raise FrameError(message, field="escapes")
-    if len(escaped):
-        values[escaped] = _escape_values(numbers, stream.tables[escaped], tables)
+    values[escaped] = _read_escapes(stream.parts, len(escaped), stream.tables[escaped], tables)
     return values
+
+
+def _read_escapes(parts: RansParts, n_escaped: int, table: NDArray[np.int64], tables: Tables) -> Symbols:
+    """Values of escaped symbols, which there must be as many of as were met."""
+    numbers = bitpack.unpack_numbers(parts.escapes)
+    if len(numbers) != n_escaped:
+        message = f"entropy stream: {n_escaped} symbols are escaped, {len(numbers)} values are stored."
+        raise FrameError(message, field="escapes")
+    return _escape_values(numbers, table, tables)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from zarr_emcodec._types import Symbols
+
 START = 1 << 16
 """State of every lane before its first symbol was encoded, which is after its last was decoded. A state between two
 symbols is at least this and below 2**32. In a stream of one lane the start is 0 instead: see `coder`."""
@@ -28,6 +30,22 @@ symbols is at least this and below 2**32. In a stream of one lane the start is 0
 def start_state(n_lanes: int) -> int:
     """Return the state that each lane of a stream begins encoding with and must end decoding with."""
     return START if n_lanes > 1 else 0
+
+
+class Coded(NamedTuple):
+    """What a stream holds of one list of symbols, skipped ones left out.
+
+    ``freqs`` and ``starts``, shape (n,), uint32: share and first slot of each. ``cost_units``: their cost in units of
+    ``2**-16`` bit. ``field_bits``: what fixed fields would take. ``escaped`` and ``escaped_tables``: values and tables
+    of those that are outside their tables.
+    """
+
+    freqs: NDArray[np.uint32]
+    starts: NDArray[np.uint32]
+    cost_units: int
+    field_bits: int
+    escaped: Symbols
+    escaped_tables: NDArray[np.int64]
 
 
 class EncodeJob(NamedTuple):

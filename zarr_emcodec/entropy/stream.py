@@ -1,7 +1,7 @@
 """States, words, escapes and fixed fields in, the bytes of a stream out, and back: the layout, and nothing coded.
 
-The reader is told how many symbols there are and how wide their fields would be; it believes nothing else, and checks
-lengths before it allocates. What the parts mean for symbols is `coder`'s affair.
+The reader is told how many symbols there are; it believes nothing else, and checks lengths before it allocates. What
+the parts mean for symbols is `coder`'s affair.
 
 Layout of a stream
 ------------------
@@ -63,11 +63,12 @@ _HAS_ESCAPES = 1 << 6
 
 
 class RansParts(NamedTuple):
-    """A rANS stream taken apart: lane states, uint32; words, uint16; the escapes' bytes."""
+    """A rANS stream of `n_bytes` taken apart: lane states, uint32; words, uint16; the escapes' bytes."""
 
     states: NDArray[np.uint32]
     words: NDArray[np.uint16]
     escapes: memoryview
+    n_bytes: int
 
 
 def join_rans(states: NDArray[np.uint32], words: NDArray[np.uint16], escapes: bytes) -> bytes:
@@ -87,25 +88,25 @@ def join_fields(values: NDArray[np.uint32], widths: NDArray[np.uint8]) -> bytes:
     return bytes([_FIELDS << 4]) + bitpack.pack(values, widths)
 
 
-def fields_bytes(widths: NDArray[np.uint8]) -> int:
-    """Size of what `join_fields` returns, in bytes."""
-    return 1 + bitpack.packed_bytes(widths)
+def fields_bytes(bits: int) -> int:
+    """Size of what `join_fields` returns for fields of so many bits together, in bytes."""
+    return 1 + -(-bits // 8)
 
 
-def split(data: memoryview, widths: NDArray[np.uint8]) -> RansParts | NDArray[np.uint32]:
+def split(data: memoryview, n_symbols: int) -> RansParts | memoryview:
     """Take a stream apart.
 
     Parameters
     ----------
     data : memoryview of bytes
         The whole stream.
-    widths : ndarray, shape (n,), uint8
-        Width that a fixed field of each coded symbol has, in bits; n is at least 1.
+    n_symbols : int
+        Coded symbols, at least 1.
 
     Returns
     -------
-    RansParts, or ndarray of shape (n,), uint32
-        The parts of a rANS stream, or the values of the fixed fields.
+    RansParts or memoryview
+        The parts of a rANS stream, or the bytes of fixed fields, for `bitpack.unpack`.
 
     Raises
     ------
@@ -119,10 +120,10 @@ def split(data: memoryview, widths: NDArray[np.uint8]) -> RansParts | NDArray[np
     if head >> 7 or kind not in (_RANS, _FIELDS):
         raise UnsupportedFrameError(f"entropy stream: head {head:#04x} is reserved.", offset=0, field="head")
     if kind == _RANS:
-        return _split_rans(data, len(widths))
+        return _split_rans(data, n_symbols)
     if head != _FIELDS << 4:
         raise FrameError(f"entropy stream: head {head:#04x} gives lanes to fixed fields.", offset=0, field="head")
-    return bitpack.unpack(data[1:], widths)
+    return data[1:]
 
 
 def truncated(needed: int, found: int, field: str) -> TruncatedFrameError:
@@ -153,7 +154,7 @@ def _split_rans(data: memoryview, n_symbols: int) -> RansParts:
     if (len(body) - n_state_bytes) % 2:
         raise truncated(len(data) + 1, len(data), "words")
     words = np.frombuffer(body[n_state_bytes:], "<u2").astype(np.uint16)
-    return RansParts(states, words, data[end:])
+    return RansParts(states, words, data[end:], len(data))
 
 
 def _find_escapes(data: memoryview) -> tuple[int, int]:

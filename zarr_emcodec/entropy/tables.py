@@ -27,6 +27,8 @@ SKIP = 0
 ESCAPE_BITS_MIN = 8
 """Bits that the value of an escaped symbol takes at least, beside the escape itself."""
 
+SEARCH_BITS = 8
+"""Binary logarithm of the parts that `Tables.search` cuts a table's slots into."""
 COST_SHIFT = 16
 """Fractional bits of an integer cost."""
 
@@ -143,6 +145,37 @@ class Tables:
         cost[coded, self.sizes[1:] - 1] += ESCAPE_BITS_MIN
         cost.setflags(write=False)
         return cost
+
+    @cached_property
+    def modes(self) -> NDArray[np.int64]:
+        """The likeliest symbol of each table (no escape; the first of equal ones), shape (n_tables, 4).
+
+        Its value, its share, its first slot, and its cost in units of ``2**-16`` bit.
+        """
+        rows = np.arange(self.n_tables)
+        ordinary = np.arange(self.width) < self.sizes[:, None] - 1
+        column = np.where(ordinary, self.freqs, 0).argmax(axis=1)
+        found = [self.lows + column, *(of[rows, column] for of in (self.freqs, self.starts, self.cost_units))]
+        return np.stack(found, axis=1).astype(np.int64)
+
+    @cached_property
+    def search(self) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        """Small look-ups from a slot to its symbol, for a decoder that would rather search than fill its caches.
+
+        Returns
+        -------
+        bounds : ndarray, shape (n_tables, width + 1), uint16
+            First slot of each column, and one past the last.
+        columns : ndarray, shape (n_tables, 2**SEARCH_BITS), uint16
+            Column of the first slot of each of so many equal parts of a table's slots: where the search begins.
+        """
+        total = 1 << self.precision
+        bounds = np.concatenate([self.starts, np.full((self.n_tables, 1), total, np.uint16)], axis=1)
+        firsts = np.arange(0, total, total >> SEARCH_BITS)
+        columns = np.zeros((self.n_tables, len(firsts)), np.uint16)
+        for t in range(1, self.n_tables):
+            columns[t] = np.searchsorted(bounds[t, : self.sizes[t]], firsts, side="right") - 1
+        return bounds, columns
 
     def decoding(self, used: NDArray[np.intp]) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
         """Look-ups from a slot to its symbol, filled in for the tables named and for the skip table.
