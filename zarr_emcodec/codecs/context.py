@@ -29,6 +29,8 @@ SYMBOL_MAX = 1 << 15
 """Larger symbols are drawn in: 16ths of a step stay far below 2**24."""
 _HYPER_UNIT = 4  # a hyper-latent of 1 is the activation 4/32
 _ACTIVATION_MAX = 127
+_SCALE_MAX = 1 << 12  # far beyond any table, far within the 16 bits that sums of indices have
+_SHIFT_MAX = 16
 
 PARTS: tuple[Part, ...] = ("context-0", "context-1", "context-2", "context-3")
 """The network of each group."""
@@ -53,7 +55,8 @@ class RateCurve:
         fall = 1e-3 * np.arange(n)  # strictly: the curve is read backwards too
         logs = np.minimum.accumulate(np.log(np.maximum(bits, 1e-6))) - fall
         few = min(16, n - 1)
-        first, last = (logs[few] - logs[0]) / few, (logs[-1] - logs[-1 - few]) / few
+        # a ladder of one level has no slope of its own
+        first, last = ((logs[few] - logs[0]) / few, (logs[-1] - logs[-1 - few]) / few) if few else (-1e-3, -1e-3)
         self._levels = np.concatenate([[-n], np.arange(n), [2 * n]])
         self._logs = np.concatenate([[logs[0] - n * first], logs, [logs[-1] + (n + 1) * last]])
 
@@ -100,31 +103,44 @@ class ContextModel:
         self.shift = self._member(arrays, "shift", (levels, card.channels), np.int8)
         self.gain = self._member(arrays, "gain", (levels, card.channels), np.float32)
         self.hyper_gain = self._member(arrays, "hyper_gain", (levels, card.hyper), np.float32)
-        if (int(self.shape.max()) + 1) * card.scales >= self.tables.n_tables or np.abs(self.shift).max() > 16:
-            raise ModelError(f"model '{model.card.id}': tables.npz names tables that are not there. Reinstall it.")
+        # numbers of tables are bytes
+        if (int(self.shape.max()) + 1) * card.scales >= min(self.tables.n_tables, 256):
+            raise self._wrong("shape", f"names tables that are not there, of {self.tables.n_tables}")
+        for name, values, bound in (("scale", self.scale, _SCALE_MAX), ("shift", self.shift, _SHIFT_MAX)):
+            if max(-int(values.min()), int(values.max())) > bound:
+                raise self._wrong(name, f"goes beyond {bound}")
+        for name, steps in (("gain", self.gain), ("hyper_gain", self.hyper_gain)):
+            if not (np.isfinite(steps).all() and steps.min() > 0):
+                raise self._wrong(name, "has steps that are not positive")
+
+    def _wrong(self, name: str, what: str) -> ModelError:
+        return ModelError(f"model '{self.model.card.id}': tables.npz, {name} {what}. Reinstall it.")
 
     def _member(self, arrays: Mapping[str, NDArray[Any]], name: str, shape: Shape, dtype: Any) -> NDArray[Any]:
         found = arrays.get(name)
         if found is None or found.shape != shape or found.dtype != dtype:
             what = "missing" if found is None else f"{found.dtype} {found.shape}"
             wanted = f"{np.dtype(dtype)} {shape}"
-            raise ModelError(f"model '{self.model.card.id}': tables.npz, {name} is {what}, needs {wanted}.")
+            raise self._wrong(name, f"is {what}, needs {wanted}")
         return found
 
     @cached_property
     def static(self) -> Ladder:
         """The ladder without networks: what an encoder guesses sizes by."""
         arrays = self.model.tables()
-        try:
-            return Ladder({**arrays, "index": arrays["static"]})
-        except KeyError as error:
-            raise ModelError(f"model '{self.model.card.id}': tables.npz has no {error}. Reinstall it.") from error
+        index = self._member(arrays, "static", self.gain.shape, np.uint8)
+        if int(index.max()) >= self.tables.n_tables:
+            raise self._wrong("static", f"names tables that are not there, of {self.tables.n_tables}")
+        return Ladder({**arrays, "index": index})
 
     @cached_property
     def curves(self) -> tuple[RateCurve, RateCurve]:
         """Bits of a place over the levels, of the training volumes: as coded, and as `static` counts them."""
         arrays, levels = self.model.tables(), (self.model.card.levels,)
         coded, counted = (self._member(arrays, name, levels, np.float32) for name in ("rate", "static_rate"))
+        for name, bits in (("rate", coded), ("static_rate", counted)):
+            if not (np.isfinite(bits).all() and bits.min() >= 0):
+                raise self._wrong(name, "has rates that are not numbers of bits")
         return RateCurve(coded), RateCurve(counted)
 
     def tables_of(self, index: NDArray[np.int16], shape: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -71,6 +71,8 @@ def read_context(reader: CardReader, decoder: Mapping[str, Any], ndim: int, chan
         If something is missing or out of bounds.
     """
     if "context" not in decoder:
+        if ndim != 2:
+            raise reader.wrong("decoder.context", None, "an entropy model: of volumes there is no other kind")
         return None
     data = reader.mapping(decoder["context"], "decoder.context")
     hyper = reader.integer(data.get("hyper"), "decoder.context.hyper", 1, _MAX_HYPER)
