@@ -203,14 +203,9 @@ def context(shape: Shape, number: int) -> bytes:
     views = graph.views("known", window)
     means = graph.requantise(graph.matrix(views, mean, "mean"), 511, "means")
     graph.clip(graph.matrix(views, differ, "differ"), 0, 127, "differences")
-    moved = np.zeros((len(group), channels, 2, len(group)), np.int8)
-    for i in range(len(group)):
-        moved[i, 0, :, i], moved[i, 1:, :, i] = 2, 1
-    sums = graph.matrix("differences", moved.reshape(len(group) * channels, -1), "moved")
-    less = (2 if number else 1) - (np.arange(LEVELS) >= LEVELS // 2)
-    bias = np.zeros((LEVELS, len(group), channels), np.float32)
-    bias[:, :, 0] = -less[:, None] << WEIGHT_SHIFT
-    graph.weight("bias", bias.reshape(LEVELS, -1, *graph.one))
+    weight, bias = change_rows(shape, number)
+    sums = graph.matrix("differences", weight, "moved")
+    graph.weight("bias", bias.reshape(*bias.shape, *graph.one))
     graph.add("Gather", ["bias", "level"], "bias_of_level", axis=0)
     changes = graph.requantise(graph.add("Add", [sums, "bias_of_level"], "changes_sums"), 63, "changes")
     graph.add("Concat", [means, changes], "by_kind", axis=1)
@@ -240,6 +235,18 @@ def rows(shape: Shape, number: int, window: Sequence[Place]) -> tuple[Array, Arr
         for sign, (channel, cell) in zip((1, -1), ends, strict=True):
             differ[:, i, window.index(cell), channel] = sign, -sign
     return mean.reshape(-1, len(window) * n_known), differ.reshape(-1, len(window) * n_known)
+
+
+def change_rows(shape: Shape, number: int) -> tuple[Array, Array]:
+    """Weights of differences, and the bias of each level (levels, places * C), that a group's scales are moved by."""
+    places = len(shape.groups[number])
+    weight = np.zeros((places, shape.channels, 2, places), np.int8)
+    for i in range(places):
+        weight[i, 0, :, i], weight[i, 1:, :, i] = 2, 1
+    less = (2 if number else 1) - (np.arange(LEVELS) >= LEVELS // 2)
+    bias = np.zeros((LEVELS, places, shape.channels), np.float32)
+    bias[:, :, 0] = -less[:, None] << WEIGHT_SHIFT
+    return weight.reshape(places * shape.channels, -1), bias.reshape(LEVELS, -1)
 
 
 def tables(shape: Shape) -> dict[str, Array]:
