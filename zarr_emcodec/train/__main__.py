@@ -9,11 +9,13 @@ from pathlib import Path
 
 from zarr_emcodec.runtime import find_model
 from zarr_emcodec.train.arch.vae2d import VAE2d
+from zarr_emcodec.train.arch.variable import VariableVAE
 from zarr_emcodec.train.arch.vqvae import VQVAE, TwoLevel
 from zarr_emcodec.train.data import Source
 from zarr_emcodec.train.loop import Progress, TrainConfig, Trainer
-from zarr_emcodec.train.recipes import RECIPES, VQ_RECIPES, standard_sources
-from zarr_emcodec.train.start import model_from_directory
+from zarr_emcodec.train.recipes import RECIPES, VARIABLE_RECIPES, VQ_RECIPES, standard_sources
+from zarr_emcodec.train.start import model_from_directory, variable_from_directory
+from zarr_emcodec.train.variable import VariableTrainConfig, VariableTrainer
 from zarr_emcodec.train.vq import VQTrainConfig, VQTrainer, load_checkpoint
 
 _FINE_TUNE = 0.2  # of the learning rates: a trained network is to be moved, not shaken
@@ -22,7 +24,7 @@ _FINE_TUNE = 0.2  # of the learning rates: a trained network is to be moved, not
 def main() -> None:
     """Parse, train, print one JSON line per validation."""
     parser = argparse.ArgumentParser(prog="python -m zarr_emcodec.train", description=__doc__)
-    parser.add_argument("recipe", choices=sorted([*RECIPES, *VQ_RECIPES]))
+    parser.add_argument("recipe", choices=sorted([*RECIPES, *VARIABLE_RECIPES, *VQ_RECIPES]))
     parser.add_argument("--volume", type=Path, action="append", default=[], help="TIFF or .npy to learn from; repeat")
     parser.add_argument("--isotropic", action="store_true", help="voxels are cubes: any plane is a section")
     parser.add_argument("--data", type=Path, help="folder with the volumes of the shipped models")
@@ -56,7 +58,8 @@ def main() -> None:
     if missing or not sources:
         parser.error(f"no such volume: {', '.join(missing)}" if missing else "give --volume or --data")
     budget = {"minutes": args.minutes, "threads": args.threads, "seed": args.seed, "bfloat16": args.bfloat16}
-    trainer = (_vae if args.recipe in RECIPES else _vq)(args, sources, budget)
+    make = _vae if args.recipe in RECIPES else _variable if args.recipe in VARIABLE_RECIPES else _vq
+    trainer = make(args, sources, budget)
 
     def tell(progress: Progress) -> None:
         print(json.dumps(dataclasses.asdict(progress)), flush=True)
@@ -72,6 +75,22 @@ def _vae(args: argparse.Namespace, sources: list[Source], budget: dict[str, floa
         slower = {name: _FINE_TUNE * getattr(config, name) for name in ("rate_conv", "rate_linear")}
         config = dataclasses.replace(config, arch=start.config, **slower)
     return Trainer(config, sources, args.checkpoint, args.device, start)
+
+
+def _variable(args: argparse.Namespace, sources: list[Source], budget: dict[str, float]) -> VariableTrainer:
+    config: VariableTrainConfig = dataclasses.replace(VARIABLE_RECIPES[args.recipe], **budget)  # type: ignore[arg-type]
+    start: VariableVAE | VAE2d | None = None
+    if args.start:
+        model = find_model(args.start)
+        if model.card.context is None:
+            start = model_from_directory(model)
+        else:
+            start, trained = variable_from_directory(model)
+            config = dataclasses.replace(config, model=trained.model)
+    if args.fine_tune:
+        slower = {name: _FINE_TUNE * getattr(config, name) for name in ("rate", "rate_linear")}
+        config = dataclasses.replace(config, **slower)
+    return VariableTrainer(config, sources, args.checkpoint, args.device, start)
 
 
 def _vq(args: argparse.Namespace, sources: list[Source], budget: dict[str, float]) -> VQTrainer:

@@ -77,6 +77,12 @@ def integer_group(net: GroupNet, powers: torch.Tensor) -> IntegerGroup:
     )
 
 
+def out_halves() -> tuple[int, int]:
+    """Half a step of means and of scales, which the biases of the last layer hold."""
+    mean, scale = (1 << (_SUM_SHIFT - shift) >> 1 for shift in (MEAN_SHIFT, SCALE_SHIFT))
+    return mean, scale
+
+
 def group_onnx(group: IntegerGroup) -> bytes:
     """The network of a group.
 
@@ -97,15 +103,15 @@ def group_onnx(group: IntegerGroup) -> bytes:
     check_exact(group.layers())
     ndim = group.window.ndim - 2
     graph = WholeGraph(ndim)
-    h = graph.requantise(graph.matrix("known", group.embed[None], group.embed_bias[None] + HALF, 1))
+    h = graph.requantise(graph.matrix("known", group.embed[None], group.embed_bias[None] + HALF, 1, called="embed"))
     # (W, F, *window) to rows that run over the window first, then the features, as the views do
     rows = np.moveaxis(group.window, 1, -1).reshape(len(group.window), -1)
-    sums = graph.matrix(graph.views(h, 1), rows[None], np.zeros((1, len(rows)), np.int32), 1)
-    bias = group.level_bias.astype(np.float32) + np.float32(HALF)
-    bias = bias.reshape(*bias.shape, *[1] * ndim)
-    h = graph.requantise(graph.node("Add", [sums, graph.node("Gather", [graph.constant(bias), "level"], axis=0)]))
-    for weight, offset in group.hidden:
-        sums = graph.matrix(h, weight[None], offset[None] + HALF, 1)
+    sums = graph.matrix(graph.views(h, 1), rows[None], np.zeros((1, len(rows)), np.int32), 1, called="window")
+    levels = group.level_bias.astype(np.float32) + np.float32(HALF)
+    table = graph.constant(levels.reshape(*levels.shape, *[1] * ndim), "levels")
+    h = graph.requantise(graph.node("Add", [sums, graph.node("Gather", [table, "level"], axis=0)]))
+    for i, (weight, offset) in enumerate(group.hidden):
+        sums = graph.matrix(h, weight[None], offset[None] + HALF, 1, called=f"hidden.{i}")
         path = graph.node("Mul", [h, graph.number(2.0**WEIGHT_SHIFT)])
         h = graph.requantise(graph.node("Add", [sums, path]))
     channels = len(group.out) // (2 * group.places)
@@ -114,8 +120,8 @@ def group_onnx(group: IntegerGroup) -> bytes:
         for kind, (shift, bound) in enumerate(((MEAN_SHIFT, MEAN_MAX), (SCALE_SHIFT, SCALE_MAX))):
             chosen = slice((2 * place + kind) * channels, (2 * place + kind + 1) * channels)
             down = _SUM_SHIFT - shift
-            half = 1 << down >> 1
-            sums = graph.matrix(h, group.out[None, chosen], group.out_bias[None, chosen] + half, 1)
+            bias = group.out_bias[None, chosen] + out_halves()[kind]
+            sums = graph.matrix(h, group.out[None, chosen], bias, 1, called=f"out.{2 * place + kind}")
             parts.append(graph.requantise(sums, down, -bound, bound))
     graph.node("Concat", parts, output="context", axis=1)
     return _finish(graph, group, ndim)

@@ -35,7 +35,7 @@ from zarr_emcodec.train.context_graph import group_onnx, integer_group
 from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
 from zarr_emcodec.train.export import SHAPES, measure, write_card
 from zarr_emcodec.train.graph import macs, to_onnx
-from zarr_emcodec.train.variable import VariableTrainConfig, load_variable
+from zarr_emcodec.train.variable import VariableTrainConfig, known_levels, load_variable
 
 SCALES = tuple(SCALE_FIRST * SCALE_RATIO**i for i in range(N_SCALES))
 _LAPLACE = SHAPES.index(1.0)  # what training assumes
@@ -134,13 +134,6 @@ class _Decoder(nn.Module):
         squashed = latents / spread.reshape(-1, self.gain.shape[1], *one)
         grey: Tensor = self.synthesis.synthesise(latents, squashed, film)
         return grey
-
-
-def known_levels(config: VariableTrainConfig) -> Tensor:
-    """For each level the nearest that the networks were trained at: beyond, they are told what they know."""
-    steps = config.model.steps()
-    inside = np.flatnonzero((steps >= config.step_low) & (steps <= config.step_high))
-    return torch.arange(LEVELS).clamp(int(inside[0]), int(inside[-1]))
 
 
 def export(

@@ -57,6 +57,13 @@ class VariableTrainConfig:
         return cls(**{**data, "model": VariableConfig.from_dict(data["model"]), "crop": tuple(data["crop"])})
 
 
+def known_levels(config: VariableTrainConfig) -> Tensor:
+    """For each level the nearest that the networks were trained at: beyond, they are told what they know."""
+    steps = config.model.steps()
+    inside = np.flatnonzero((steps >= config.step_low) & (steps <= config.step_high))
+    return torch.arange(LEVELS).clamp(int(inside[0]), int(inside[-1]))
+
+
 class VariableTrainer(Budgeted):
     """One variable-rate network on its way.
 
@@ -70,9 +77,9 @@ class VariableTrainer(Budgeted):
         Written about once a minute and at the end; resumed from when it exists.
     device : str
         "cpu" or "cuda".
-    start : VAE2d, optional
-        A trained 2-D network whose transforms to go on from; further residual blocks start as the identity. The block
-        KLT of the volumes when not given.
+    start : VariableVAE or VAE2d, optional
+        A trained network of the configured shape, or a 2-D one whose transforms to go on from: further residual blocks
+        start as the identity. The block KLT of the volumes when not given.
     """
 
     def __init__(
@@ -81,7 +88,7 @@ class VariableTrainer(Budgeted):
         sources: Sequence[Source],
         checkpoint: Path,
         device: str = "cpu",
-        start: VAE2d | None = None,
+        start: VariableVAE | VAE2d | None = None,
     ) -> None:
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
@@ -107,6 +114,8 @@ class VariableTrainer(Budgeted):
             self.model.load_state_dict(saved["model"])
             self.optimiser.load_state_dict(saved["optimiser"])
             self.step, self.elapsed_s = saved["step"], saved["elapsed_s"]
+        elif isinstance(start, VariableVAE):
+            self.model.load_state_dict(start.state_dict())
         elif start is not None:
             go_on_from(self.model, start)
         else:
@@ -205,6 +214,3 @@ def load_variable(path: Path) -> tuple[VariableVAE, VariableTrainConfig, int]:
     model = VariableVAE(config.model)
     model.load_state_dict(saved["model"])
     return model.eval(), config, int(saved["step"])
-
-
-__all__ = ["LEVELS", "VariableTrainConfig", "VariableTrainer", "go_on_from", "load_variable"]

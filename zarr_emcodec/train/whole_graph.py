@@ -50,33 +50,36 @@ class WholeGraph:
             self.made[-1].output[0] = output
         return output or name
 
-    def constant(self, value: NDArray[Any]) -> str:
-        """A stored array."""
+    def constant(self, value: NDArray[Any], called: str = "") -> str:
+        """A stored array, with a name of its own where somebody will look for it."""
         from onnx import numpy_helper
 
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value), f"w{len(self.weights)}"))
+        name = called or f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return str(self.weights[-1].name)
 
     def number(self, value: float) -> str:
         """A stored number."""
         return self.constant(np.array(value, np.float32))
 
-    def as_float(self, value: NDArray[np.int8]) -> str:
+    def as_float(self, value: NDArray[np.int8], called: str = "") -> str:
         """Weights that are stored in a byte each."""
         from onnx import TensorProto
 
-        return self.node("Cast", [self.constant(value)], to=TensorProto.FLOAT)
+        return self.node("Cast", [self.constant(value, called)], to=TensorProto.FLOAT)
 
     def cut(self, name: str, starts: Sequence[int], ends: Sequence[int], steps: Sequence[int], first: int) -> str:
         """A slice of the axes from `first` on."""
         axes = range(first, first + len(starts))
         return self.node("Slice", [name, *(self.constant(np.array(v, np.int64)) for v in (starts, ends, axes, steps))])
 
-    def matrix(self, name: str, weight: NDArray[np.int8], bias: NDArray[np.int32], groups: int) -> str:
+    def matrix(
+        self, name: str, weight: NDArray[np.int8], bias: NDArray[np.int32], groups: int, *, called: str = ""
+    ) -> str:
         """Weights ``(P, out, in)`` for each cell; with one group all places see all channels."""
         shaped = weight.reshape(-1, weight.shape[-1], *[1] * self.ndim)
-        offset = self.constant(bias.ravel().astype(np.float32))
-        return self.node("Conv", [name, self.as_float(shaped), offset], group=groups)
+        offset = self.constant(bias.ravel().astype(np.float32), called and f"{called}.bias")
+        return self.node("Conv", [name, self.as_float(shaped, called), offset], group=groups)
 
     def requantise(self, sums: str, shift: int = WEIGHT_SHIFT, low: float = 0.0, high: float = ACTIVATION_MAX) -> str:
         """Whole numbers within bounds, of sums that half a step was added to."""
