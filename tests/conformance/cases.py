@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tests.models import CONTEXT_FOLDER, FOLDER
 from tests.volumes import Array, as_dtype, checkerboard, fibsem, noise, padded
 
 
@@ -12,7 +14,8 @@ from tests.volumes import Array, as_dtype, checkerboard, fibsem, noise, padded
 class Case:
     """One configuration of one codec.
 
-    `exact`, `worst` and `floor_db` say what it promises of every chunk; `ratio` of chunks large enough.
+    `exact`, `worst` and `floor_db` say what it promises of every chunk; `ratio` of chunks large enough. Small
+    models are looked for in `models`.
     """
 
     id: str
@@ -22,6 +25,13 @@ class Case:
     worst: float | None = None
     floor_db: float | None = None
     ratio: float | None = None
+    models: Path = FOLDER
+
+
+def in_context(name: str, words: dict[str, Any], **promise: Any) -> Case:
+    """A configuration of a small model with a learned entropy model."""
+    model = "tiny-context3d" if name.startswith("3d") else "tiny-context"
+    return Case(f"context-{name}", {"model": model, **words}, models=CONTEXT_FOLDER, **promise)
 
 
 CASES = [
@@ -42,6 +52,13 @@ CASES = [
     Case("vqvae-psnr", {"ratio": 64, "min_psnr": 28.0}, "vqvae", floor_db=28.0),
     Case("vqvae-error", {"ratio": 64, "max_error": 40}, "vqvae", worst=40),
     Case("vqvae-lossless", {"max_error": 0}, "vqvae", exact=True),
+    in_context("ratio", {"ratio": 48}, ratio=48),
+    in_context("psnr", {"min_psnr": 24.0}, floor_db=24.0),
+    in_context("error", {"max_error": 60}, worst=60),
+    in_context("lossless", {"max_error": 0}, exact=True),
+    in_context("3d-ratio", {"ratio": 24}, ratio=24),
+    in_context("3d-psnr-and-ratio", {"ratio": 24, "min_psnr": 27.0}, floor_db=27.0),
+    in_context("3d-error", {"max_error": 60}, worst=60),
     Case("inr-siren", {"ratio": 40, "effort": 0}, "inr", ratio=40),
     Case("inr-error", {"ratio": 40, "effort": 0, "layers": 5, "bits": 8, "max_error": 60}, "inr", worst=60),
     Case("inr-lossless", {"max_error": 0}, "inr", exact=True),

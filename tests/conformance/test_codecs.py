@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import entry_points
 
@@ -13,6 +14,7 @@ import pytest
 import zarr_emcodec
 from tests.conformance.cases import CASES, KINDS, Case, arrays
 from tests.volumes import Array, fibsem
+from zarr_emcodec import options
 from zarr_emcodec.adapters.numcodecs import SpecCodec
 from zarr_emcodec.codecs import decode_sections
 from zarr_emcodec.quality import psnr, worst_error
@@ -39,11 +41,12 @@ def peak_of(array: Array, frame: bytes) -> float:
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.id)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     chosen: Case = request.param
     if chosen.codec == "inr":
         pytest.importorskip("torch", reason="fitting a field needs torch")
-    return chosen
+    with options(model_path=chosen.models):
+        yield chosen
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -51,7 +54,7 @@ def test_round_trip_keeps_the_promise(case: Case, name: str) -> None:
     array = ARRAYS[name]
     codec = codec_of(case)
     if case.codec == "inr" and not case.exact and name in ("2d-ragged", "3d-thin"):
-        with pytest.raises(zarr_emcodec.errors.SpecError, match="smallest chunk that works has [0-9]+ voxels"):
+        with pytest.raises(zarr_emcodec.errors.SpecError, match=r"smallest chunk that works has [0-9]+ voxels"):
             codec.encode(array)
         return
     frame = codec.encode(array)
