@@ -44,7 +44,7 @@ _DEPTHS = (4, 3)  # layers, by choice: at equal bytes 4 led 3, 5 and 7 by 0.2 to
 _NARROW = 12  # units: a network that would have fewer has fewer layers instead
 _LANES = 1.006  # what a stream takes for the states of its lanes
 _NOTCHES_PER_OCTAVE = 12  # one more takes 1 to 2 % more bytes
-_TRIES = 10
+_TRIES, _LEAP, _FAR = 16, 24, 600
 _FINER = 4  # notches beyond those that the weights were fitted for
 _UNFELT = 1e-12  # sensitivity of a tensor that hardly counts
 
@@ -146,11 +146,11 @@ def _fit(batch: Sequence[_Plan], options: Options) -> None:
         raise MissingExtraError("fitting neural fields", extra="torch") from error
     first = batch[0]
     spec = first.job.spec
-    limit = None if spec.time_limit is None else spec.time_limit * len(batch) * _TIME_SHARE
+    limit = None if spec.time_limit is None else spec.time_limit * _TIME_SHARE
     searches = [_StepSearch(weight_coder_of(plan.job.model), plan.room * _FILLED, plan.architecture) for plan in batch]
 
-    def choose(weights: list[NDArray[np.float32]], felt: NDArray[np.float64]) -> NDArray[np.float32]:
-        return np.stack([s.search([w[i] for w in weights], felt[i]) for i, s in enumerate(searches)])
+    def choose(i: int, weights: list[NDArray[np.float32]], felt: NDArray[np.float64]) -> NDArray[np.float32]:
+        return searches[i].search(weights, felt)
 
     fitted = fit_fields(
         np.stack([plan.image for plan in batch]),
@@ -187,12 +187,18 @@ class _StepSearch:
     def search(self, weights: Sequence[NDArray[np.float32]], felt: NDArray[np.float64]) -> NDArray[np.float32]:
         """The finest steps at which the weights have room, by tensor."""
         self._octaves = -np.log2(np.maximum(felt, _UNFELT)) / 2
-        tried: dict[int, float] = {}
-        while self._notch not in tried and len(tried) < _TRIES:
+        fits, over = -_FAR, _FAR  # the finest that is known to have room, the coarsest that is known to have none
+        for _ in range(_TRIES):
             left = self._room - self.coder.estimated_bytes(weights, self.numbers())
-            tried[self._notch] = left
-            self._notch += math.floor(left / self._bytes_per_notch) or (0 if left >= 0 else -1)
-        self._notch = max((n for n, left in tried.items() if left >= 0), default=min(tried))
+            fits, over = (self._notch, over) if left >= 0 else (fits, self._notch)
+            if over - fits <= 1:
+                break
+            # bytes grow with the notch nearly in a line; where they do not, halves of what is left lead on
+            guess = self._notch + math.floor(left / self._bytes_per_notch)
+            if not fits < guess < over:
+                guess = fits + 1 if over == _FAR else over - _LEAP if fits == -_FAR else (fits + over) // 2
+            self._notch = guess
+        self._notch = fits if fits > -_FAR else over - 1
         return self.coder.steps[self.numbers()]
 
 

@@ -97,7 +97,9 @@ class WeightCoder:
         last = self.tables.sizes[1:, None].astype(np.int64) - 1
         escaped = (column < 0) | (column >= last)
         cost = np.take_along_axis(self.tables.cost_units[1:], np.where(escaped, last, column), 1) / 2.0**COST_SHIFT
-        bits = ((cost + escaped * ESCAPE_BITS_MIN) * counts).sum(1)
+        beyond = np.where(column < 0, -2 * column - 1, 2 * (column - last))
+        n_bytes = sum((beyond >= 1 << 7 * k).astype(np.int64) for k in range(1, 5)) + 1  # of an escaped value
+        bits = ((cost + escaped * ESCAPE_BITS_MIN * n_bytes) * counts).sum(1)
         best = int(bits.argmin())
         return best + 1, float(bits[best])
 

@@ -40,7 +40,7 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"fitting {self.n_chunks} chunk{'s' * (self.n_chunks > 1)}: {self.steps} steps of {self.rows} voxels, "
-            f"{self.macs / 1e12:.3g} TMAC, about {self.seconds:.0f} s"
+            f"{self.macs / 1e12:.3g} TMAC, about {self.seconds:.0f} s; as much for each that is like it"
         )
 
 

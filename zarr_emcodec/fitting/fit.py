@@ -1,7 +1,8 @@
 """Fields fitted to chunks: voxels in, weights and their quantiser steps out. The only file here that trains.
 
-All chunks of a call have one shape and one architecture and are fitted in one batch, on the same random voxels, each as
-if it were alone. What a step size costs in bytes is the caller's to know: `choose` is asked for the steps.
+All chunks of a call have one shape and one architecture and are fitted on the same random voxels, each as if it were
+alone: together on a GPU, one after the other on the CPU, where a batch gains nothing and its kernels round by place.
+What a step size costs in bytes is the caller's to know: `choose` is asked for the steps.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from zarr_emcodec.fitting.effort import Cost, fit_macs, rows_per_step
 from zarr_emcodec.fitting.watch import present
 from zarr_emcodec.runtime.torch_backend import full_precision, limited_threads
 
-Choose = Callable[[list[NDArray[np.float32]], NDArray[np.float64]], NDArray[np.float32]]
-"""Effective weights (B, ...) of each tensor and their sensitivities (B, tensors) to quantiser steps (B, tensors)."""
+Choose = Callable[[int, list[NDArray[np.float32]], NDArray[np.float64]], NDArray[np.float32]]
+"""A chunk's number, its effective weights of each tensor and their sensitivities (tensors,), to quantiser steps."""
 
 _RATE = 5e-3
 _LAST_RATE = 0.01  # of the first, where the cosine ends
@@ -36,6 +37,7 @@ _LONG_S = 60.0
 _SENSITIVITY_ROWS = 4096
 
 _log = logging.getLogger(__name__)
+_announced: set[tuple[Architecture, int, int]] = set()
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class FitSettings:
     seed : int
         Of initial weights and of the voxels of each step.
     time_limit : float, seconds, optional
-        Of the whole batch. The schedule is compressed so that it ends in time; results then depend on the machine.
+        For each chunk. The schedule is compressed so that it ends in time; results then depend on the machine.
     threads : int
         Of one operation.
     provider : {"auto", "cpu", "cuda"}
@@ -75,14 +77,14 @@ class Fitted:
         Quantiser steps that they were fitted for.
     frequency : ndarray, shape (B,)
         Where the learnable frequency ended.
-    n_steps : int
+    n_steps : ndarray, shape (B,)
         Steps of the optimiser that were taken.
     """
 
     weights: list[NDArray[np.float32]]
     steps: NDArray[np.float32]
     frequency: NDArray[np.float32]
-    n_steps: int
+    n_steps: NDArray[np.intp]
 
 
 def fit_fields(
@@ -104,7 +106,7 @@ def fit_fields(
         Of every network; as many axes as `coords`.
     settings : FitSettings
     choose : callable
-        Gives quantiser steps once the fit has settled; weights are rounded to them from then on.
+        Gives a chunk's quantiser steps once the fit has settled; weights are rounded to them from then on.
 
     Returns
     -------
@@ -117,12 +119,19 @@ def fit_fields(
     """
     cuda = settings.provider != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
+    groups = [range(len(targets))] if cuda else [range(i, i + 1) for i in range(len(targets))]
     with limited_threads(torch, settings.threads), full_precision(torch, device):
-        return _Fit(targets, coords, architecture, settings, choose, device).run()
+        done = [_Fit(targets, coords, architecture, settings, choose, device, group).run() for group in groups]
+    return Fitted(
+        weights=[np.concatenate(parts) for parts in zip(*(fitted.weights for fitted in done), strict=True)],
+        steps=np.concatenate([fitted.steps for fitted in done]),
+        frequency=np.concatenate([fitted.frequency for fitted in done]),
+        n_steps=np.concatenate([fitted.n_steps for fitted in done]),
+    )
 
 
 class _Fit:
-    """One batch on its way."""
+    """Chunks that are fitted together, on their way."""
 
     def __init__(
         self,
@@ -132,7 +141,10 @@ class _Fit:
         settings: FitSettings,
         choose: Choose,
         device: str,
+        group: range,
     ) -> None:
+        targets = targets[group.start : group.stop]
+        self.group = group
         self.settings, self.choose, self.architecture = settings, choose, architecture
         self.watchers = present()
         self.random = torch.Generator().manual_seed(settings.seed)  # on the CPU: one sequence for every device
@@ -175,21 +187,22 @@ class _Fit:
             weights = [w.cpu().numpy() for w in siren.effective(self.weights, self.frequency)]
             frequency = self.frequency.reshape(-1).cpu().numpy()
         weights = [w[:, 0] if i % 2 else w for i, w in enumerate(weights)]
-        return Fitted(weights, self.steps, frequency, done)
+        return Fitted(weights, self.steps, frequency, np.full(self.batch, done))
 
     def _share(self, done: int, elapsed: float) -> float:
         """How much of the fit is behind, by steps or by time, whichever is further on."""
         share = done / self.settings.steps
         if self.settings.time_limit is None:
             return share
-        return max(share, elapsed / self.settings.time_limit)
+        return max(share, elapsed / (self.settings.time_limit * self.batch))
 
     def _announce(self, step_s: float) -> None:
         steps = self.settings.steps
         seconds = steps * step_s
         if self.settings.time_limit is not None:
-            seconds = min(seconds, self.settings.time_limit)
-        if seconds >= _LONG_S:
+            seconds = min(seconds, self.settings.time_limit * self.batch)
+        if seconds >= _LONG_S and (kind := (self.architecture, steps, self.rows)) not in _announced:
+            _announced.add(kind)  # an array's chunks are alike: once is enough
             macs = fit_macs(self.architecture, self.batch, steps, self.rows)
             # a warning, so that whoever waits is told without having set anything up
             _log.warning("%s", Cost(self.batch, steps, self.rows, macs, seconds))
@@ -217,7 +230,8 @@ class _Fit:
         weights = siren.effective(self.weights, self.frequency)
         coords, _ = self._sample(min(_SENSITIVITY_ROWS, self.targets.shape[1]))
         felt = siren.sensitivity(weights, coords, self.random).T.cpu().numpy().astype(np.float64)
-        self.steps = self.choose([w.cpu().numpy() for w in weights], felt)
+        arrays = [w.cpu().numpy() for w in weights]
+        self.steps = np.stack([self.choose(n, [w[i] for w in arrays], felt[i]) for i, n in enumerate(self.group)])
         steps = torch.from_numpy(self.steps).to(self.targets.device)
         self.grid = [steps[:, i, None, None] for i in range(len(weights))]
 

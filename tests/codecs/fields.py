@@ -1,0 +1,63 @@
+"""Frames of neural fields for tests, made once: small networks, little fitted."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="fitting a field needs torch")
+
+from tests.volumes import Array, as_dtype, fibsem, padded
+from zarr_emcodec.codecs import INRSpec, encode_many
+from zarr_emcodec.runtime import find_model
+
+
+def spec(**words: Any) -> INRSpec:
+    """A spec whose fits take a moment."""
+    return INRSpec(**{"ratio": 32, "effort": 0} | words)
+
+
+def encode(chunk: Array, **words: Any) -> bytes:
+    return encode_many(spec(**words), [chunk])[0]
+
+
+def tissue(n: int = 3, y: int = 40, x: int = 45) -> Array:
+    return fibsem()[4 : 4 + n, 20 : 20 + y, 30 : 30 + x].copy()
+
+
+def holed() -> Array:
+    """Tissue with a hole of zeros that touches no face."""
+    out = tissue(4, 60, 64)
+    out[:, 9:39, 21:50] = 0
+    return out
+
+
+def digest() -> bytes:
+    """Of the shipped model, as headers state it."""
+    return find_model("inr-siren@1").card.digest[:8]
+
+
+@cache
+def chunks() -> dict[str, tuple[Array, dict[str, Any]]]:
+    """What is encoded, and how."""
+    return {
+        "volume": (tissue(), {}),
+        "section": (tissue(1, 70, 80)[0], {"bits": 8}),
+        "one plane": (tissue(1, 70, 80), {"layers": 3}),
+        "deep": (tissue(4, 44, 40), {"layers": 7}),
+        "5d": (tissue(4, 48, 46).reshape(2, 1, 2, 48, 46), {}),
+        "u16 window": (as_dtype(tissue(), "uint16"), {"window": (7000, 14650)}),
+        "f4 big-endian": (as_dtype(tissue(), "float32").astype(">f4"), {"ratio": 64}),
+        "fortran": (np.asfortranarray(tissue()), {}),
+        "masked box": (padded(tissue(), (4, 80, 80)), {}),
+        "masked bitmap": (holed(), {}),
+    }
+
+
+@cache
+def frames() -> dict[str, bytes]:
+    """Every kind of frame that a field can be."""
+    return {name: encode(chunk, **words) for name, (chunk, words) in chunks().items()}
