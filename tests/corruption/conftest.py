@@ -14,8 +14,8 @@ def zeros(
     model: Model, symbols: NDArray[np.float32], levels: NDArray[np.int64], options: Options
 ) -> NDArray[np.float32]:
     """Grey levels of the right shape, at no cost."""
-    n, _, h, w = symbols.shape
-    return np.zeros((n, h * model.card.stride[0], w * model.card.stride[1]), np.float32)
+    n, _, *grid = symbols.shape
+    return np.zeros((n, *(cells * s for cells, s in zip(grid, model.card.stride, strict=True))), np.float32)
 
 
 @pytest.fixture
