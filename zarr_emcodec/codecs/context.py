@@ -7,7 +7,8 @@ given everything before it. All numbers that decide what a bit means are whole: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -15,20 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zarr_emcodec._types import Shape, Symbols
+from zarr_emcodec.codecs import context_fast, context_steps
+from zarr_emcodec.codecs.context_steps import ACTIVATION_MAX
+from zarr_emcodec.codecs.context_steps import FRACTION as FRACTION
+from zarr_emcodec.codecs.context_steps import SYMBOL_MAX as SYMBOL_MAX
 from zarr_emcodec.codecs.inference import Feed, in_pieces
 from zarr_emcodec.codecs.quantise import Ladder, SymbolCosts
+from zarr_emcodec.entropy import coder
 from zarr_emcodec.entropy.tables import Tables
 from zarr_emcodec.errors import ModelError
 from zarr_emcodec.runtime import Model, Options
 from zarr_emcodec.runtime.context_card import PERIOD, ContextCard
 from zarr_emcodec.runtime.model import Part
 
-FRACTION = 16
-"""Parts of a quantiser step that means are told in."""
-SYMBOL_MAX = 1 << 15
-"""Larger symbols are drawn in: 16ths of a step stay far below 2**24."""
 _HYPER_UNIT = 4  # a hyper-latent of 1 is the activation 4/32
-_ACTIVATION_MAX = 127
 _SCALE_MAX = 1 << 12  # far beyond any table, far within the 16 bits that sums of indices have
 _SHIFT_MAX = 16
 
@@ -200,15 +201,19 @@ class Sections:
         self.grid = grid
         self.extent = extent
         self.options = options
-        hyper = model.card.hyper
-        scale = model.scale[levels] + change
-        self._scale = scale[:, hyper:]
-        self._shape = model.shape[levels][:, hyper:]
-        self._shift = model.shift[levels].astype(np.float32)
-        hyper_table = model.tables_of(scale[:, :hyper], model.shape[levels][:, :hyper])
+        card = model.card
+        hyper = card.hyper
+        scale, shape = model.scale[levels] + change, model.shape[levels]
+        hyper_table = model.tables_of(scale[:, :hyper], shape[:, :hyper])
         self.hyper_table = np.broadcast_to(self._spread(hyper_table), (len(levels), hyper, *grid))
-        n_known = model.card.known(len(model.card.groups))
-        self._known = np.zeros((len(levels), n_known, *grid), np.float32)
+        self._scale = np.ascontiguousarray(scale[:, hyper:])
+        self._first_table = shape[:, hyper:] * np.int16(card.scales)
+        shift = model.shift[levels].astype(np.float32)
+        # a mean is a 64th of a spread of 2**(shift + 1) steps: 2**(shift - 1) 16ths of a step; networks get 32nds
+        self._unit, self._spread_out = np.exp2(shift - 1), np.exp2(-shift)
+        self._stored = [self._stored_of(group) for group in card.groups]
+        self._known = np.zeros((len(levels), card.known(len(card.groups)), math.prod(grid)), np.float32)
+        self._fast = coder.is_fast(options.entropy_backend)
 
     def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
         """A value for each channel, to be broadcast over the grid."""
@@ -229,28 +234,32 @@ class Sections:
             Latents in steps, exact 16ths, as ``decoder.onnx`` takes them.
         """
         card = self.model.card
-        n = len(self.levels)
-        np.clip(hyper.astype(np.float32) * _HYPER_UNIT, -127, 127, out=self._known[:, : card.hyper])
-        values = np.empty((n, len(card.places), card.channels, *self.grid), np.float32)
+        n, cells = self._known.shape[0], self._known.shape[2]
+        flat = hyper.reshape(n, card.hyper, cells).astype(np.float32)
+        np.clip(flat * _HYPER_UNIT, -ACTIVATION_MAX, ACTIVATION_MAX, out=self._known[:, : card.hyper])
+        values = np.empty((n, len(card.places), card.channels, cells), np.float32)
+        learn = context_fast.learn if self._fast else context_steps.learn
         first = 0
         for number, group in enumerate(card.groups):
+            shape = (n, len(group), card.channels, cells)
             mean, table = self._predict(number)
-            symbols = decide(number, mean, table)
+            symbols = decide(number, mean.reshape(*shape[:3], *self.grid), table.reshape(*shape[:3], *self.grid))
             part = values[:, first : first + len(group)]
-            np.multiply(np.clip(symbols, -SYMBOL_MAX, SYMBOL_MAX), np.float32(FRACTION), out=part, casting="unsafe")
-            part += mean
             first += len(group)
-            self._learn(number, part)
-            part *= np.float32(1 / FRACTION)
+            known = None
+            if number + 1 < len(card.groups):
+                known = self._known[:, card.known(number) : card.known(number + 1)].reshape(shape)
+            learn(symbols.reshape(shape), mean, self._spread_out, part, known)
         return values.reshape(n, -1, *self.grid)
 
     def _predict(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Means in 16ths of a step and tables of a group, each (n, places, C, \\*grid)."""
+        """Means in 16ths of a step and tables of a group, each (n, places, C, cells)."""
         model, card = self.model, self.model.card
-        places = len(card.groups[number])
-        out = np.empty((len(self.levels), places * 2 * card.channels, *self.grid), np.float32)
+        n, places = len(self.levels), len(card.groups[number])
+        out = np.empty((n, places * 2 * card.channels, *self.grid), np.float32)
+        known = self._known[:, : card.known(number)]
         inputs = {
-            "known": Feed(self._known[:, : card.known(number)], (1,) * len(self.grid)),
+            "known": Feed(known.reshape(n, -1, *self.grid), (1,) * len(self.grid)),
             "level": Feed(self.levels),
         }
         part = PARTS[number]
@@ -258,31 +267,15 @@ class Sections:
         def run(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
             return model.model.run(part, piece, self.options)
 
-        voxels = int(np.prod(model.model.card.stride))
+        voxels = math.prod(model.model.card.stride)
         in_pieces(run, inputs, Feed(out, (1,) * len(self.grid)), self.grid, card.halo, voxels, self.options)
-        parts = out.reshape(len(self.levels), places, 2, card.channels, *self.grid)
-        # a mean is a 64th of a spread of 2**(shift + 1) steps: 2**(shift - 1) 16ths of a step
-        mean = parts[:, :, 0] * self._spread(np.exp2(self._shift - 1))[:, None]
-        mean += np.float32(0.5)
-        np.floor(mean, out=mean)
-        index = parts[:, :, 1].astype(np.int16)
-        index += self._spread(self._scale)[:, None]
-        table = model.tables_of(index, self._spread(self._shape)[:, None])
-        for i, place in enumerate(card.groups[number]):
-            for axis, count in enumerate(model.coded(place, self.extent)):
-                beyond: Any = (slice(None), i, slice(None), *[slice(None)] * axis, slice(count, None))
-                table[beyond] = 0
-        return mean, table
+        parts = out.reshape(n, places, 2, card.channels, -1)
+        predict = context_fast.predict if self._fast else context_steps.predict
+        return predict(parts, self._unit, self._scale, self._first_table, card.scales, self._stored[number])
 
-    def _learn(self, number: int, sixteenths: NDArray[np.float32]) -> None:
-        """Put a group's latents, in 16ths of a step, among what is known, in 32nds of a spread."""
-        card = self.model.card
-        if number + 1 == len(card.groups):
-            return
-        known = self._known[:, card.known(number) : card.known(number + 1)]
-        known = known.reshape(sixteenths.shape)
-        np.multiply(sixteenths, self._spread(np.exp2(-self._shift))[:, None], out=known)
-        known += np.float32(0.5)
-        np.floor(known, out=known)
-        np.clip(known, -_ACTIVATION_MAX, _ACTIVATION_MAX, out=known)
-        self._known[:, card.known(number) : card.known(number + 1)] = known.reshape(len(self.levels), -1, *self.grid)
+    def _stored_of(self, group: Sequence[Shape]) -> NDArray[np.bool_]:
+        """Which cells of each place of a group stand for voxels, (places, cells); the others are padding."""
+        stored = np.zeros((len(group), *self.grid), bool)
+        for mask, place in zip(stored, group, strict=True):
+            mask[tuple(slice(count) for count in self.model.coded(place, self.extent))] = True
+        return stored.reshape(len(group), -1)

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zarr_emcodec._types import Buffer, Shape, Symbols
+from zarr_emcodec.codecs import context_fast, context_steps
 from zarr_emcodec.codecs.base import Mode
-from zarr_emcodec.codecs.context import FRACTION, SYMBOL_MAX, ContextModel, Sections
+from zarr_emcodec.codecs.context import SYMBOL_MAX, ContextModel, Sections
 from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy import coder
+from zarr_emcodec.entropy.coder import Backend
 from zarr_emcodec.errors import FrameError
 from zarr_emcodec.frame.wire import Cursor, varint
 from zarr_emcodec.runtime import Options
@@ -115,12 +117,12 @@ def encode_sections(
     hyper[sections.hyper_table == 0] = 0
     coded: list[tuple[Symbols, NDArray[np.uint8]]] = [(hyper, sections.hyper_table)]
     places = latents[:, card.hyper :].reshape(len(each), -1, card.channels, *grid)
-    per_step = _over_grid(np.float32(1) / model.gain[each], grid)[:, None]
+    per_step = _over_grid(np.reciprocal(model.gain[each]), grid)[:, None]
     bounds = np.cumsum([0, *map(len, card.groups)])
 
     def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> Symbols:
         scaled = places[:, bounds[number] : bounds[number + 1]] * per_step
-        symbols = quantise_in_context(scaled, mean, table, model)
+        symbols = quantise_in_context(scaled, mean, table, model, options.entropy_backend)
         coded.append((symbols, table))
         return symbols
 
@@ -133,17 +135,15 @@ def _over_grid(values: NDArray[np.float32], grid: Shape) -> NDArray[np.float32]:
 
 
 def quantise_in_context(
-    scaled: NDArray[np.float32], mean: NDArray[np.float32], table: NDArray[np.uint8], model: ContextModel
+    scaled: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    table: NDArray[np.uint8],
+    model: ContextModel,
+    backend: Backend | None = None,
 ) -> Symbols:
-    """Rate-distortion optimal symbols of latents in steps; `scaled` is used up."""
-    first, further = model.costs.thresholds
-    scaled -= mean * np.float32(1 / FRACTION)
-    size = np.abs(scaled)
-    coarse = np.floor(size + (1 - further)[table])
-    np.clip(coarse, 1, SYMBOL_MAX, out=coarse)
-    coarse[(size < first[table]) | (table == 0)] = 0
-    np.copysign(coarse, scaled, out=coarse)
-    return coarse.astype(np.int32)
+    """Rate-distortion optimal symbols of latents in steps; `scaled` is used up, `mean` is in 16ths."""
+    quantise = context_fast.quantise if coder.is_fast(backend) else context_steps.quantise
+    return quantise(scaled, mean, table, *model.costs.thresholds)
 
 
 def _streams(

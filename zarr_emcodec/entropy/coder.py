@@ -156,7 +156,7 @@ def decode_many(
     """
     for _, index in items:
         _check_index(index, tables)
-    decode = _decode_fast if _kernels(backend) is fast else _decode_in_lanes
+    decode = _decode_fast if is_fast(backend) else _decode_in_lanes
     return decode([(memoryview(data).cast("B"), index) for data, index in items], tables)
 
 
@@ -204,6 +204,17 @@ def _decode_fast(items: Sequence[tuple[memoryview, NDArray[Any]]], tables: Table
                 symbols[places] = _field_values(parts, index[places].astype(np.int64), tables)
                 results.append(symbols)
     return results
+
+
+def is_fast(backend: Backend | None) -> bool:
+    """Tell whether a backend means numba here.
+
+    Raises
+    ------
+    SpecError
+        If there is no such backend.
+    """
+    return _kernels(backend) is fast
 
 
 def _kernels(backend: Backend | None) -> ModuleType:

@@ -1,0 +1,98 @@
+"""The steps around the networks of an entropy model: with NumPy and with numba the same numbers, frames and voxels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.codecs.context import DEEP, FLAT, decode, encode
+from tests.volumes import fibsem
+from zarr_emcodec import options
+from zarr_emcodec.codecs import context_fast, context_steps
+from zarr_emcodec.codecs.quantise import SymbolCosts
+from zarr_emcodec.entropy import fast
+from zarr_emcodec.entropy.tables import build_tables
+from zarr_emcodec.frame import Kind, unpack
+
+pytestmark = [
+    pytest.mark.extra,
+    pytest.mark.skipif(not fast.is_available(), reason="numba is not installed (extra 'fast')"),
+]
+
+N, PLACES, CHANNELS, CELLS, SCALES = 3, 2, 5, 33, 20
+SHAPE = (N, PLACES, CHANNELS, CELLS)
+TABLES = build_tables(np.geomspace(0.08, 60, SCALES).tolist(), [0.8, 1.0])
+
+
+def shifts(rng: np.random.Generator) -> Any:
+    return rng.integers(-16, 17, (N, CHANNELS)).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_means_and_tables_are_the_same(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    out = rng.integers(-511, 512, (N, PLACES, 2, CHANNELS, CELLS)).astype(np.float32)
+    out[:, :, 1] = rng.integers(-63, 64, SHAPE)
+    scale = rng.integers(-70, 70, (N, CHANNELS)).astype(np.int16)
+    first_table = (SCALES * rng.integers(0, 2, (N, CHANNELS))).astype(np.int16)
+    given = out, np.exp2(shifts(rng) - 1), scale, first_table, SCALES, rng.random((PLACES, CELLS)) < 0.8
+    expected, found = context_steps.predict(*given), context_fast.predict(*given)
+    assert {0, SCALES, 2 * SCALES} <= set(np.unique(expected[1]))  # none, and the widest of either shape
+    for i in range(2):
+        assert expected[i].dtype == found[i].dtype
+        np.testing.assert_array_equal(expected[i], found[i])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_symbols_are_the_same(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, TABLES.n_tables, SHAPE).astype(np.uint8)
+    mean = np.rint(rng.normal(0, 20, SHAPE)).astype(np.float32)
+    scaled = (mean / 16 + rng.laplace(0, 3, SHAPE)).astype(np.float32)
+    scaled[0, 0, 0, :6] = -1e9, 1e9, 0, -0.0, 0.5, -0.5
+    mean[0, 0, 0, :6] = 0
+    thresholds = SymbolCosts(TABLES).thresholds
+    # latents at a threshold itself: which side of it they fall on is part of the frame
+    scaled[1] = mean[1] / 16 + np.sign(rng.normal(size=SHAPE[1:])).astype(np.float32) * thresholds[0][table[1]]
+    expected = context_steps.quantise(scaled.copy(), mean, table, *thresholds)
+    found = context_fast.quantise(scaled.copy(), mean, table, *thresholds)
+    assert np.abs(expected).max() == context_steps.SYMBOL_MAX
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_values_and_what_networks_are_told_are_the_same(is_last: bool) -> None:
+    rng = np.random.default_rng(int(is_last))
+    symbols = np.rint(rng.laplace(0, 4, SHAPE)).astype(np.int32)
+    symbols[0, 0, 0, :4] = -(2**31), 2**31 - 1, -(1 << 15) - 1, 1 << 15  # what a hostile stream may hold
+    mean = np.rint(rng.normal(0, 90, SHAPE)).astype(np.float32)
+    spread = np.exp2(-shifts(rng))
+    results = []
+    for steps in (context_steps, context_fast):
+        # part of larger arrays, as within a walk through the groups
+        values, known = (
+            np.zeros((N, PLACES + 3, CHANNELS, CELLS), np.float32),
+            np.zeros((N, PLACES + 2, *SHAPE[2:]), "f4"),
+        )
+        steps.learn(symbols, mean, spread, values[:, 2:-1], None if is_last else known[:, 1:-1])
+        results.append((values, known))
+    assert bool(results[0][1].any()) is not is_last
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("model", "shape"), [(FLAT, (3, 75, 64)), (FLAT, (40, 9)), (DEEP, (9, 40, 33))])
+@pytest.mark.parametrize("ratio", [20, 100])
+def test_frames_and_voxels_are_the_same(model: str, shape: tuple[int, ...], ratio: float) -> None:
+    chunk = fibsem()[tuple(slice(n) for n in (1, *shape)[-3:])].reshape(shape)
+    frames = []
+    for backend in ("numpy", "numba"):
+        with options(entropy_backend=backend):
+            frames.append(encode(chunk, model, ratio=ratio))
+    assert frames[0] == frames[1]
+    assert unpack(frames[0]).kind is Kind.LATENT
+    voxels = [decode(frames[0], entropy_backend=backend) for backend in ("numpy", "numba")]
+    np.testing.assert_array_equal(voxels[0], voxels[1])

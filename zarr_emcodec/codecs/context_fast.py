@@ -1,0 +1,180 @@
+"""The same numbers as `context_steps`, in one pass over each latent, with numba; part of the extra ``fast``.
+
+The loops hold no lock, so threads code in parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zarr_emcodec._types import Symbols
+from zarr_emcodec.codecs.context_steps import ACTIVATION_MAX, FRACTION, SYMBOL_MAX
+from zarr_emcodec.entropy.fast import compiled, import_numba
+
+# numba would compute with float64 where a Python number meets a float32
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_FRACTION, _SIXTEENTH = np.float32(FRACTION), np.float32(1 / FRACTION)
+_LARGEST, _TOLD = np.float32(SYMBOL_MAX), np.float32(ACTIVATION_MAX)
+
+
+def predict(
+    out: NDArray[np.float32],
+    unit: NDArray[np.float32],
+    scale: NDArray[np.int16],
+    first_table: NDArray[np.int16],
+    scales: int,
+    stored: NDArray[np.bool_],
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Means and tables of a group; see `context_steps.predict`."""
+    n, places, _, channels, cells = out.shape
+    mean = np.empty((n, places, channels, cells), np.float32)
+    table = np.empty(mean.shape, np.uint8)
+    # bytes, so that they are combined with tables without a branch
+    _kernels().predict(out, unit, scale, first_table, scales, stored.view(np.uint8), mean, table)
+    return mean, table
+
+
+def quantise(
+    scaled: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    table: NDArray[np.uint8],
+    first: NDArray[np.float32],
+    further: NDArray[np.float32],
+) -> Symbols:
+    """Integers nearest to latents less their means; see `context_steps.quantise`."""
+    symbols = np.empty(scaled.shape, np.int32)
+    flat = (np.ascontiguousarray(array).reshape(-1) for array in (scaled, mean, table))
+    _kernels().quantise(*flat, first, np.float32(1) - further, symbols.reshape(-1))
+    return symbols
+
+
+def learn(
+    symbols: Symbols,
+    mean: NDArray[np.float32],
+    spread: NDArray[np.float32],
+    values: NDArray[np.float32],
+    known: NDArray[np.float32] | None,
+) -> None:
+    """Fill in a group's latents; see `context_steps.learn`."""
+    kernels = _kernels()
+    for i in range(len(symbols)):  # of each section or volume these are contiguous
+        given = np.ascontiguousarray(symbols[i]), np.ascontiguousarray(mean[i])
+        if known is None:
+            kernels.value(*given, values[i])
+        else:
+            kernels.learn(*given, spread[i], values[i], known[i])
+
+
+def _predict(
+    out: NDArray[np.float32],
+    unit: NDArray[np.float32],
+    scale: NDArray[np.int16],
+    first_table: NDArray[np.int16],
+    scales: int,
+    stored: NDArray[np.uint8],
+    mean: NDArray[np.float32],
+    table: NDArray[np.uint8],
+) -> None:
+    n, places, _, channels, cells = out.shape
+    last = np.int32(scales)
+    for i in range(n):
+        for place in range(places):
+            for channel in range(channels):
+                factor = unit[i, channel]
+                start, first = np.int32(scale[i, channel]), np.int32(first_table[i, channel])
+                for cell in range(cells):
+                    mean[i, place, channel, cell] = np.floor(out[i, place, 0, channel, cell] * factor + _HALF)
+                    index = np.int32(out[i, place, 1, channel, cell]) + start
+                    number = (index if index < last else last) + first
+                    number = number if index > 0 else np.int32(0)
+                    table[i, place, channel, cell] = number * np.int32(stored[place, cell])
+
+
+def _quantise(
+    scaled: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    table: NDArray[np.uint8],
+    first: NDArray[np.float32],
+    upward: NDArray[np.float32],
+    symbols: NDArray[np.int32],
+) -> None:
+    for i in range(len(scaled)):
+        t = table[i]
+        residual = scaled[i] - mean[i] * _SIXTEENTH
+        size = abs(residual)
+        coarse = np.floor(size + upward[t])
+        coarse = coarse if coarse > _ONE else _ONE
+        coarse = coarse if coarse < _LARGEST else _LARGEST
+        whole = np.int32(coarse if size >= first[t] else _ZERO)
+        whole = whole if t != 0 else np.int32(0)
+        symbols[i] = whole if residual >= _ZERO else -whole
+
+
+def _value(symbols: NDArray[np.int32], mean: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+    places, channels, cells = symbols.shape
+    for place in range(places):
+        for channel in range(channels):
+            for cell in range(cells):
+                symbol = np.float32(symbols[place, channel, cell])
+                symbol = symbol if symbol < _LARGEST else _LARGEST
+                symbol = symbol if symbol > -_LARGEST else -_LARGEST
+                values[place, channel, cell] = (symbol * _FRACTION + mean[place, channel, cell]) * _SIXTEENTH
+
+
+def _learn(
+    symbols: NDArray[np.int32],
+    mean: NDArray[np.float32],
+    spread: NDArray[np.float32],
+    values: NDArray[np.float32],
+    known: NDArray[np.float32],
+) -> None:
+    places, channels, cells = symbols.shape
+    for place in range(places):
+        for channel in range(channels):
+            factor = spread[channel]
+            for cell in range(cells):
+                symbol = np.float32(symbols[place, channel, cell])
+                symbol = symbol if symbol < _LARGEST else _LARGEST
+                symbol = symbol if symbol > -_LARGEST else -_LARGEST
+                value = symbol * _FRACTION + mean[place, channel, cell]
+                values[place, channel, cell] = value * _SIXTEENTH
+                told = np.floor(value * factor + _HALF)
+                told = told if told < _TOLD else _TOLD
+                known[place, channel, cell] = told if told > -_TOLD else -_TOLD
+
+
+class _Kernels(NamedTuple):
+    predict: Callable[..., None]
+    quantise: Callable[..., None]
+    value: Callable[..., None]
+    learn: Callable[..., None]
+
+
+@cache
+def _kernels() -> _Kernels:
+    """The loops, compiled."""
+    numba = import_numba()
+    nothing, i64, whole = numba.void, numba.int64, numba.int32
+    real, small, byte = numba.float32, numba.int16, numba.uint8
+    channels = real[:, ::1]
+    predict = nothing(
+        real[:, :, :, :, ::1],
+        channels,
+        small[:, ::1],
+        small[:, ::1],
+        i64,
+        byte[:, ::1],
+        real[:, :, :, ::1],
+        byte[:, :, :, ::1],
+    )
+    quantise = nothing(real[::1], real[::1], byte[::1], real[::1], real[::1], whole[::1])
+    value = nothing(whole[:, :, ::1], real[:, :, ::1], real[:, :, ::1])
+    learn = nothing(whole[:, :, ::1], real[:, :, ::1], real[::1], real[:, :, ::1], real[:, :, ::1])
+    return _Kernels(
+        compiled(_predict, predict), compiled(_quantise, quantise), compiled(_value, value), compiled(_learn, learn)
+    )
