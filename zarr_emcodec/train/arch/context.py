@@ -208,6 +208,20 @@ class Context(nn.Module):
         steep = self.jump[place] / (2 * THRESHOLD_WINDOW)
         return torch.where(near, steep, torch.where(beyond, 1 / (scale.clamp(min=0.1) * math.log(2)), 0.0))
 
+    def through(self, values: Tensor, mean: Tensor, symbols: Tensor, index: Tensor) -> Tensor:
+        """What a decoder gets, ``mean + symbols``, with the gradients of what decides it, on the average.
+
+        Where a symbol is not zero, rounding undoes whatever the mean does, and the gradient is the latent's. Where it
+        is zero the mean stands alone and gets the gradient as well. In a narrow density a latent below the threshold
+        changes nothing: it gets its gradient where it passes it, as `_slope` has it.
+        """
+        size, index = (values - mean).detach().abs(), index.detach()
+        beside = size - self.first[(index - INDEX_MIN).long()]
+        narrow = torch.where(beside.abs() < THRESHOLD_WINDOW, 0.5 / THRESHOLD_WINDOW, (beside > 0).to(size.dtype))
+        share = torch.where(laplace_scale(index) > SPARSE, 1.0, narrow)
+        moved = torch.where(symbols == 0, mean - mean.detach(), 0.0)
+        return (mean + symbols).detach() + share * (values - values.detach()) + moved
+
     def forward(self, values: Tensor, hyper: Tensor, shift: Tensor, powers: Tensor, *, hard: bool) -> Coded:
         """Quantise and count.
 
@@ -241,21 +255,11 @@ class Context(nn.Module):
             residual = values[:, list(group)] - mean
             symbols = self.quantise(residual, index)
             total = total + self.bits(residual, symbols, index, hard=hard).flatten(1).sum(1)
-            through = _through(values[:, list(group)], mean, symbols)
+            through = self.through(values[:, list(group)], mean, symbols, index)
             for i, place in enumerate(group):
                 out[place] = through[:, i]
             known.append(whole(through / unit, UNIT_SHIFT, ACTIVATION_MAX).flatten(1, 2))
         return Coded(torch.stack(out, 1), total)
-
-
-def _through(values: Tensor, mean: Tensor, symbols: Tensor) -> Tensor:
-    """What a decoder gets, ``mean + symbols``, with the gradients of what decides it.
-
-    Where a symbol is not zero, rounding undoes whatever the mean does, and the gradient is the latent's. Where it is
-    zero the mean stands alone and gets the gradient as well.
-    """
-    moved = torch.where(symbols == 0, mean - mean.detach(), 0.0)
-    return (mean + symbols).detach() + (values - values.detach()) + moved
 
 
 def laplace_scale(index: Tensor) -> Tensor:
