@@ -1,17 +1,22 @@
-"""Frames of neural fields for tests, made once: small networks, little fitted."""
+"""Frames of neural fields for tests, made once: small networks, little fitted. Making one needs torch."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
-import pytest
-
-pytest.importorskip("torch", reason="fitting a field needs torch")
 
 from tests.volumes import Array, as_dtype, fibsem, padded
+from zarr_emcodec._types import Buffer, Symbols
 from zarr_emcodec.codecs import INRSpec, encode_many
+from zarr_emcodec.codecs.mask import unpack_mask
+from zarr_emcodec.codecs.siren_frames import coordinate_axes, weight_coder_of
+from zarr_emcodec.entropy import coder
+from zarr_emcodec.fitting import Architecture
+from zarr_emcodec.frame import Kind, pack, unpack
+from zarr_emcodec.frame.wire import Cursor, varint
 from zarr_emcodec.runtime import find_model
 
 
@@ -38,6 +43,35 @@ def holed() -> Array:
 def digest() -> bytes:
     """Of the shipped model, as headers state it."""
     return find_model("inr-siren@1").card.digest[:8]
+
+
+def symbols_of(data: Buffer, backend: coder.Backend | None = None) -> Symbols:
+    """Symbols of all tensors of a frame, flat."""
+    frame = unpack(data)
+    shape, sections = frame.shape, list(frame.sections)
+    if frame.kind is Kind.MASKED:
+        shape = unpack_mask(sections.pop(0), shape, frame.dtype.newbyteorder("=")).shape
+    cursor = Cursor(memoryview(sections[0]))
+    cursor.take(2, "side")
+    width = cursor.take_varint("side")
+    cursor.take(2 * frame.setting, "side")
+    tables = np.frombuffer(cursor.take(2 * frame.setting, "side"), np.uint8)
+    counts = Architecture(len(coordinate_axes(shape)), width, frame.setting).counts
+    assert frame.model is not None
+    index = np.repeat(tables, counts)
+    return coder.decode(sections[1], index, weight_coder_of(find_model(frame.model)).tables, backend=backend)
+
+
+def with_width(data: bytes, width: int) -> bytes:
+    """The frame with another width stated, and nothing else changed."""
+    frame = unpack(data)
+    at = len(frame.sections) - 2
+    cursor = Cursor(memoryview(frame.sections[at]))
+    contrast = bytes(cursor.take(2, "side"))
+    cursor.take_varint("side")
+    side = contrast + varint(width) + bytes(cursor.view[cursor.offset :])
+    sections = (*frame.sections[:at], side, frame.sections[at + 1])
+    return pack(replace(frame, sections=sections))
 
 
 @cache

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.codecs import vq
+from tests.codecs import fields, vq
 from tests.volumes import as_dtype, fibsem, noise, padded
 from zarr_emcodec import transform
 from zarr_emcodec._types import Buffer, Symbols
@@ -40,12 +40,14 @@ def model_for(ratio: float = 16) -> Model:
 
 
 def symbols_of(data: Buffer, backend: Backend | None = None) -> Symbols:
-    """Symbols of a latent or masked frame, shape (n, channels, h, w), int32; of a token model its tokens, flat."""
+    """Symbols of a latent or masked frame, shape (n, channels, h, w), int32; of token models and fields flat."""
     frame = unpack(data)
     assert frame.model is not None
     model = find_model(frame.model)
     if model.card.tokens is not None:
         return vq.tokens_of(data, backend)
+    if model.card.inr is not None:
+        return fields.symbols_of(data, backend)
     shape, sections = frame.shape, list(frame.sections)
     if frame.kind is Kind.MASKED:
         shape = unpack_mask(sections.pop(0), shape, frame.dtype.newbyteorder("=")).shape

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("torch", reason="fitting a field needs torch")
+
 from tests.codecs.fields import chunks, encode, frames, spec, tissue
 from tests.volumes import Array, fibsem, noise, padded
 from zarr_emcodec import options
@@ -89,10 +91,11 @@ def test_decoding_loads_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_torch_decodes_within_a_grey_level() -> None:
-    expected = decode(frames()["volume"])
+@pytest.mark.parametrize("name", ["volume", "deep"])
+def test_torch_decodes_within_a_grey_level(name: str) -> None:
+    expected = decode(frames()[name])
     with options(backend="torch", provider="cpu"):
-        found = decode(frames()["volume"])
+        found = decode(frames()[name])
     assert worst_error(expected, found) <= 1
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import zarr_emcodec
-from tests.codecs import vq
+from tests.codecs import fields, vq
 from tests.codecs.frames import encode, frames, in_many_streams, symbols_of, with_escapes, with_other_tables
 from tests.models import FOLDER
 from tests.volumes import as_dtype, fibsem, padded
@@ -77,6 +77,12 @@ FEATURES: dict[str, Callable[[], bytes]] = {
     "vqvae-u16-fortran": lambda: vq.encode(np.asfortranarray(as_dtype(tissue(), "uint16")), ratio=12.8),
     "vqvae-masked-bitmap": lambda: vq.encode(holed(), ratio=12.8),
     "vqvae-one-level": lambda: vq.encode(tissue(), ratio=256),
+    "inr-volume": lambda: fields.frames()["volume"],
+    "inr-deep": lambda: fields.frames()["deep"],
+    "inr-u16-fortran": lambda: fields.encode(
+        np.asfortranarray(as_dtype(tissue(3, 40, 45), "uint16")), ratio=48, bits=8
+    ),
+    "inr-masked-bitmap": lambda: fields.frames()["masked bitmap"],
     "vqvae-volume": lambda: vq.encode(tissue(5), ratio=32, model="tiny-vq3d"),
 }
 
@@ -92,6 +98,8 @@ ERRORS: dict[str, Callable[[], bytes]] = {
     "unknown-kind": lambda: _edited(encode(tissue(), ratio=16), 3, 7),
     "lying-table": lambda: pack(replace(unpack(data := encode(tissue(), ratio=16)), sections=_lengthened(data))),
     "unknown-model": lambda: pack(replace(unpack(encode(tissue(), ratio=16)), model=bytes(range(8)))),
+    "inr-too-wide": lambda: fields.with_width(fields.frames()["volume"], 200),
+    "inr-too-deep": lambda: pack(replace(unpack(fields.frames()["volume"]), setting=9)),
     "vqvae-reserved-setting": lambda: vq.with_setting(vq.encode(tissue(), ratio=64), 0x11),
     "vqvae-empty-map": lambda: pack(replace(frame := unpack(vq.frames()["blocks"]), sections=_unmapped(frame))),
     "vqvae-tier-lacked": lambda: replace_tier(vq.encode(tissue(), ratio=256), Tier.PRIOR),
