@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-REFERENCES = ("hevc_intra", "jpeg2k", "jpegxl")
+REFERENCES = ("hevc_intra", "hevc_inter", "av1_inter", "jpeg2k", "jpegxl")
 OURS_COLOURS = ("#b5121b", "#e07a00", "#7a1fa2", "#00695c")
 # Okabe and Ito's colours (distinct for colour-blind readers), and a marker each for print.
 PEER_STYLES = {
@@ -66,11 +66,11 @@ def quality_table(curves: Mapping[str, Any], key: str, digits: int) -> str:
     return table([key.upper(), *(f"{ratio}x" for ratio in ratios)], rows)
 
 
-def bd_rates(curves: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """BD-rate (PSNR, percent) of every curve against each reference that was measured."""
+def bd_rates(curves: Mapping[str, Any], quality: str = "psnr") -> dict[str, dict[str, float]]:
+    """BD-rate (percent) at equal PSNR or SSIM of every curve against each reference that was measured."""
     return {
         reference: {
-            key: bd_rate(curves[reference]["points"], curve["points"])
+            key: bd_rate(curves[reference]["points"], curve["points"], quality)
             for key, curve in curves.items()
             if key != reference
         }
@@ -79,11 +79,11 @@ def bd_rates(curves: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def bd_table(record: Mapping[str, Any]) -> str:
-    """BD-rates as a table; negative: fewer bytes than the reference at equal PSNR."""
-    curves, rates = record["curves"], record["bd_rate_percent"]
+def bd_table(record: Mapping[str, Any], quality: str = "psnr") -> str:
+    """BD-rates as a table; negative: fewer bytes than the reference at equal quality."""
+    curves, rates = record["curves"], record["bd_rate_percent" if quality == "psnr" else "bd_rate_ssim_percent"]
     rows = [[curve["label"], *(number(rates[ref].get(key), 1) for ref in rates)] for key, curve in curves.items()]
-    return table(["BD-rate, % against", *(curves[ref]["label"] for ref in rates)], rows)
+    return table([f"BD-rate ({quality.upper()}), % against", *(curves[ref]["label"] for ref in rates)], rows)
 
 
 def asked_table(curve: Mapping[str, Any]) -> str:
@@ -114,7 +114,7 @@ def rd_report(record: Mapping[str, Any]) -> str:
             parts.extend(f"  refused {ratio}x: {why}" for ratio, why in curve["refused"].items())
     parts += [quality_table(curves, "psnr", 2), quality_table(curves, "ssim", 4)]
     if record["bd_rate_percent"]:
-        parts.append(bd_table(record))
+        parts += [bd_table(record), bd_table(record, "ssim")]
     return "\n\n".join(parts)
 
 

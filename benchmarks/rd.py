@@ -9,6 +9,11 @@ the directory holds. Peers: the same chunks, payload bytes only (no container, n
 whole volume, peak 255 for uint8, else the width of the window (the volume's own range unless --window states it).
 SSIM: mean over sections. Peers take uint8; of another volume only our curve is measured.
 
+Volumes with cubic voxels, against codecs that predict over z:
+
+    python benchmarks/rd.py fib_medulla_64.tif --models vae-3d-best,vae-3d-fast --chunk 16 512 512 \\
+        --peers hevc_inter,av1_inter --suffix _3d16          # and --chunk 64 512 512 --suffix _3d64
+
 A JSON and a PNG per volume go to --out. Peers take minutes: --reuse takes their points from earlier records of the
 same voxels, chunk shape, qualities and library versions.
 
@@ -82,7 +87,9 @@ def peer_curve(
 def our_curve(volume: Volume, chunk: Shape3, model: str, args: argparse.Namespace) -> dict[str, Any]:
     """Our curve with one model, or with the model picked by the ratio ("auto")."""
     label = "zarr_emcodec" if model == "auto" else f"zarr_emcodec, {model}"
-    curve = ours.sweep(volume, chunk, args.ratios, model=model, window=args.window)
+    curve = ours.sweep(volume, chunk, args.ratios, model=model, window=args.window, effort=args.effort)
+    if args.effort:
+        label += f", effort {args.effort}"
     return {"label": label, "ours": True, **curve}
 
 
@@ -108,6 +115,7 @@ def measure(volume: Volume, args: argparse.Namespace, reuse: Sequence[dict[str, 
         "versions": versions(OURS + PEERS),
         "curves": curves,
         "bd_rate_percent": figures.bd_rates(curves),
+        "bd_rate_ssim_percent": figures.bd_rates(curves, "ssim"),
     }
 
 
@@ -118,11 +126,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
     parser.add_argument("--models", default="auto", help="comma-separated; each gets a curve of its own")
     parser.add_argument("--peers", default=STILL, help=f"comma-separated, or '' for none: {', '.join(peers.PEERS)}")
+    parser.add_argument("--effort", type=int, default=0, help="of our encoder")
     parser.add_argument("--sections", type=int, help="measure the first sections only")
     parser.add_argument("--window", nargs=2, type=float, metavar=("LO", "HI"), help="grey range of a 16-bit volume")
     parser.add_argument("--threads", type=int, default=1, help="of one call of our codec")
     parser.add_argument("--jobs", type=int, default=1, help="points of a peer measured at once")
     parser.add_argument("--reuse", type=Path, nargs="+", default=[], help="earlier records to take peers' points from")
+    parser.add_argument("--suffix", default="", help="of the records' names: one volume may have several")
     parser.add_argument("--out", type=Path, help="folder of the JSON and PNG; results/<version> beside this script")
     args = parser.parse_args()
     unknown = set(filter(None, args.peers.split(","))) - set(peers.PEERS)
@@ -140,8 +150,9 @@ def main() -> None:
         for path in args.volume:
             volume = load_volume(path, sections=args.sections, window=args.window)
             record = measure(volume, args, reuse)
-            write_json(args.out / f"rd_{volume.name}.json", record)
-            figures.rd_plot(record, args.out / f"rd_{volume.name}.png")
+            name = f"rd_{volume.name}{args.suffix}"
+            write_json(args.out / f"{name}.json", record)
+            figures.rd_plot(record, args.out / f"{name}.png")
             print(figures.rd_report(record), end="\n\n", flush=True)
 
 
