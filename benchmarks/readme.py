@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Write the measured tables of README.md from the records of rd.py and speed.py; nothing is measured here.
+"""Write the measured tables of README.md from the records of rd.py, speed.py, tiers.py and recompress.py.
+
+Nothing is measured here.
 
     python benchmarks/readme.py [--results benchmarks/results/0.1.0] [--check]
 
@@ -29,6 +31,11 @@ VOLUMES = {
 }
 
 
+INTER = ("hevc_inter", "av1_inter")
+DEPTHS = {
+    "fib_medulla_64_3d16": "the same volume coded over z, chunks of 16 sections",
+    "fib_medulla_64_3d64": "in chunks of 64 sections",
+}
 PEER_LABELS = {
     "jpeg2k": "JPEG 2000",
     "avif": "AVIF",
@@ -60,6 +67,45 @@ def quality_rows(results: Path, name: str) -> list[str]:
         label = f"**{curve['label']}**" if curve["ours"] else curve["label"]
         rows.append(f"| {label} | {shown} | {'' if rate != rate else f'{rate:+.0f} %'} |")
     return rows
+
+
+def depth_rows(results: Path, name: str) -> list[str]:
+    """As `quality_rows`, beside codecs that predict over z, with the BD-rate against each of them."""
+    curves = record(results, f"rd_{name}")["curves"]
+    rows = []
+    for curve in curves.values():
+        cells = [at_ratio(curve["points"], ratio) for ratio in RATIOS]
+        shown = ["" if cell != cell else f"{cell:.2f}" for cell in cells]
+        rates = [bd_rate(curves[peer]["points"], curve["points"]) for peer in INTER]
+        shown += ["" if rate != rate else f"{rate:+.0f} %" for rate in rates]
+        label = f"**{curve['label']}**" if curve["ours"] else curve["label"]
+        rows.append(f"| {label} | {' | '.join(shown)} |")
+    return rows
+
+
+def job_rows(results: Path) -> list[str]:
+    """What a recompression costs beside the coding, and what it survives."""
+    found = record(results, "recompress")
+    first, *_, last = found["tasks"]
+    memory = {
+        who: " to ".join(f"{t[f'{who}_peak_bytes'] / 1e6:.0f}" for t in (first, last)) for who in ("client", "worker")
+    }
+    kills, cpu, planning = found["kills"], found["petabyte"]["cpu"], found["planning"]
+    n_kills = sum(kills["kills"].values())
+    overhead = 100 * found["overhead"]["dask_overhead"]
+    facts = {
+        "Dask with one worker beside a plain loop of the same blocks": f"{overhead:+.0f} %",
+        "two workers beside one": f"{found['scaling']['speed_up']:.2f}x",
+        f"a plan of {planning['n_blocks']:,} blocks": f"{planning['plan_s']:.2f} s, "
+        f"{planning['peak_bytes'] / 1e6:.0f} MB",
+        f"peak memory from {first['tasks']:,} to {last['tasks']:,} tasks, client": f"{memory['client']} MB",
+        "the same, worker": f"{memory['worker']} MB",
+        f"{n_kills} times kill -9 of client, worker or scheduler": f"{kills['lost']} blocks lost, "
+        f"{kills['differing']} differing",
+        f"one core at {cpu['ratio']:.0f}x, read back and compared": f"{cpu['mb_s']:.1f} MB/s, "
+        f"{cpu['hours_per_pb']:,.0f} core-hours for 1 PB",
+    }
+    return [f"| {what} | {value} |" for what, value in facts.items()]
 
 
 def speed_rows(results: Path) -> list[str]:
@@ -106,12 +152,26 @@ def _link(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def _depth_tables(results: Path) -> list[str]:
+    """The tables of volumes coded over z, as far as they were measured."""
+    columns = [*(f"{ratio}x" for ratio in RATIOS), *(f"bytes against {PEER_LABELS[peer]}" for peer in INTER)]
+    head = "| PSNR, dB, at a ratio of | " + " | ".join(columns) + " |"
+    parts = []
+    for name, title in DEPTHS.items():
+        if (results / f"rd_{name}.json").exists():
+            rows = [head, "|---" * (len(columns) + 1) + "|", *depth_rows(results, name)]
+            parts += [f"{title[0].upper()}{title[1:]}:", "\n".join(rows)]
+    return parts
+
+
 def tables(results: Path) -> str:
     """The README's section, Markdown."""
     head = "| PSNR, dB, at a ratio of | " + " | ".join(f"{ratio}x" for ratio in RATIOS) + " | bytes against HEVC |"
     parts = [START, "## What it gives"]
     for name, title in VOLUMES.items():
         parts += [f"{title}:", "\n".join([head, "|---" * (len(RATIOS) + 2) + "|", *quality_rows(results, name)])]
+        if name == "fib_medulla_64":
+            parts += _depth_tables(results)
     parts += [
         'No network saw these sections in training. Ours count every stored byte, the others their payload. "Bytes '
         'against HEVC": BD-rate to HEVC intra, 8x to 256x, negative is better. A blank: the codec does not get there. '
@@ -128,7 +188,12 @@ def tables(results: Path) -> str:
     for name, title in TIER_VOLUMES.items():
         parts += [f"{title}:", "\n".join([head, "|---" * 8 + "|", *tier_rows(results, name)])]
     picture = _link(results / "tiers_fib_medulla_64_1024.png")
-    parts += [f"![a section, and the tiers top and prior at 1024x]({picture})", END]
+    parts += [
+        f"![a section, and the tiers top and prior at 1024x]({picture})",
+        "Recompression of whole volumes (two cores, no GPU):",
+        "\n".join(["| | |", "|---|---|", *job_rows(results)]),
+        END,
+    ]
     return "\n\n".join(parts)
 
 
