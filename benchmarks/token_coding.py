@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PRICES = (0.0, 0.01, 0.025, 0.05, 0.09, 0.15, 0.25)
-RATIOS = (256.0, 1024.0)
 
 
 def price_sweep(volume: Volume, chunk: Shape3, model: str) -> dict[str, Any]:
@@ -43,8 +42,7 @@ def price_sweep(volume: Volume, chunk: Shape3, model: str) -> dict[str, Any]:
     -------
     dict
         ``points``: ``price`` in squared standard deviations a bit for each voxel of a token, the ratio of the frames,
-        PSNR, SSIM and `perplexity`. ``psnr_at``: PSNR at each of `RATIOS` that lies between two points, by PCHIP over
-        log(ratio).
+        PSNR, SSIM and `perplexity`. ``asked``: the model's ratio; ``psnr_at_asked``: see there.
     """
     card = find_model(model).card.tokens
     assert card is not None
@@ -62,8 +60,14 @@ def price_sweep(volume: Volume, chunk: Shape3, model: str) -> dict[str, Any]:
         point["ssim"] = ssim(volume.voxels, decoded, peak=high - low, offset=low)
         points.append(point | perplexity(frames))
         print(f"  {model}, {chunk[0]} sections: " + "  ".join(f"{k} {v:.4g}" for k, v in point.items()), flush=True)
-    psnr_at = {f"{ratio:g}": at_ratio(points, ratio) for ratio in RATIOS}
-    return {"model": model, "chunk": list(chunk), "points": points, "psnr_at": psnr_at}
+    asked = card.ratio(0.0)
+    found = psnr_at_asked(points, asked)
+    return {"model": model, "chunk": list(chunk), "asked": asked, "psnr_at_asked": found, "points": points}
+
+
+def psnr_at_asked(points: Sequence[dict[str, float]], ratio: float) -> float:
+    """PSNR of frames of exactly a ratio, by PCHIP over log(ratio); where bits without a price are fewer, with those."""
+    return points[0]["psnr"] if points[0]["ratio"] >= ratio else at_ratio(points, ratio)
 
 
 def _stated(volume: Volume) -> tuple[float, float] | None:
