@@ -112,19 +112,42 @@ def encode_many(
         _check_symbols(symbols, index, tables)
     if mode == "nominal":
         return [_pack_fields(_columns(*item, tables), tables) for item in items]
-    kernels = _kernels(backend)
-    look_up = fast.look_up if kernels is fast else _look_up
-    coded = [look_up(*item, tables) for item in items]
+    encode = _encode_fast if is_fast(backend) else _encode_in_lanes
+    return encode(items, tables)
+
+
+def _encode_in_lanes(items: Sequence[tuple[Symbols, NDArray[Any]]], tables: Tables) -> list[bytes]:
+    """Streams in lock-step, with NumPy."""
+    coded = [_look_up(*item, tables) for item in items]
     jobs = {i: _encode_job(c) for i, c in enumerate(coded) if len(c.freqs)}
-    streams = [b""] * len(coded)
+    streams = [b""] * len(items)
     if jobs:
-        encoded = kernels.encode_streams(list(jobs.values()), tables.precision)
+        encoded = lanes.encode_streams(list(jobs.values()), tables.precision)
         for i, result in zip(jobs, encoded, strict=True):
-            escapes = bitpack.pack_numbers(_escape_numbers(coded[i].escaped, coded[i].escaped_tables, tables))
-            streams[i] = join_rans(result.states, result.words, escapes)
-            if not escapes and len(streams[i]) > fields_bytes(coded[i].field_bits):
-                streams[i] = _pack_fields(_columns(*items[i], tables), tables)
+            streams[i] = _pack(result, coded[i], items[i], tables)
     return streams
+
+
+def _encode_fast(items: Sequence[tuple[Symbols, NDArray[Any]]], tables: Tables) -> list[bytes]:
+    """Streams one after the other, with numba: what one needs lies in a cache, and is gone before the next."""
+    streams = []
+    for item in items:
+        coded = fast.look_up(*item, tables)
+        if len(coded.freqs):
+            (result,) = fast.encode_streams([_encode_job(coded)], tables.precision)
+            streams.append(_pack(result, coded, item, tables))
+        else:
+            streams.append(b"")
+    return streams
+
+
+def _pack(result: lanes.Encoded, coded: lanes.Coded, item: tuple[Symbols, NDArray[Any]], tables: Tables) -> bytes:
+    """Lay out what was encoded, or fixed fields where these hold the symbols in fewer bytes."""
+    if not len(coded.escaped):
+        data = join_rans(result.states, result.words, b"")
+        return data if len(data) <= fields_bytes(coded.field_bits) else _pack_fields(_columns(*item, tables), tables)
+    numbers = _escape_numbers(coded.escaped, coded.escaped_tables, tables)
+    return join_rans(result.states, result.words, bitpack.pack_numbers(numbers))
 
 
 def decode_many(
@@ -358,6 +381,8 @@ def _values(stream: _Stream, columns: NDArray[np.uint16], tables: Tables) -> Sym
 
 def _read_escapes(parts: RansParts, n_escaped: int, table: NDArray[np.int64], tables: Tables) -> Symbols:
     """Values of escaped symbols, which there must be as many of as were met."""
+    if not n_escaped and not len(parts.escapes):
+        return np.zeros(0, np.int32)
     numbers = bitpack.unpack_numbers(parts.escapes)
     if len(numbers) != n_escaped:
         message = f"entropy stream: {n_escaped} symbols are escaped, {len(numbers)} values are stored."

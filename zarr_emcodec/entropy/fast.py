@@ -74,7 +74,7 @@ def encode_streams(jobs: Sequence[EncodeJob], precision: int) -> list[Encoded]:
         states = np.full(job.n_lanes, start_state(job.n_lanes), np.uint32)
         words = np.empty(len(job.freqs), np.uint16)
         first = kernel(job.freqs, job.starts, states, words, precision)
-        results.append(Encoded(states, words[first:].copy()))
+        results.append(Encoded(states, words[first:]))
     return results
 
 
