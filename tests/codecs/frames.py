@@ -14,13 +14,14 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.codecs import fields, vq
+from tests.codecs import context, fields, vq
 from tests.volumes import as_dtype, fibsem, noise, padded
 from zarr_emcodec import transform
 from zarr_emcodec._types import Buffer, Symbols
 from zarr_emcodec.codecs import VAESpec, encode_many, latents
 from zarr_emcodec.codecs.latents import group_starts, join_streams, plan_streams
 from zarr_emcodec.codecs.mask import unpack_mask
+from zarr_emcodec.codecs.vae import DEFAULT_RATIO
 from zarr_emcodec.codecs.vae_decode import ladder_of
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.frame import Frame, Kind, pack, unpack
@@ -30,17 +31,24 @@ Backend = coder.Backend
 
 
 def encode(chunk: NDArray[np.generic], **words: object) -> bytes:
-    """One chunk as `VAECodec(**words)` stores it."""
+    """One chunk as `VAECodec(**words)` stores it, with a model of fixed tables unless one is named."""
+    ratio = words.get("ratio", 0 if words.keys() & {"min_psnr", "max_error"} else DEFAULT_RATIO)
+    words = {"model": name_for(ratio), **words}  # type: ignore[arg-type]
     return encode_many(VAESpec(**words), [chunk])[0]  # type: ignore[arg-type]
 
 
+def name_for(ratio: float) -> str:
+    """The shipped model of fixed tables that is made for a ratio."""
+    return "vae-2d-s32" if ratio >= 32 else "vae-2d-s16"
+
+
 def model_for(ratio: float = 16) -> Model:
-    """The model that a ratio asks for."""
-    return find_model(VAESpec(ratio=ratio).digest)
+    """The same, opened."""
+    return find_model(name_for(ratio))
 
 
 def symbols_of(data: Buffer, backend: Backend | None = None) -> Symbols:
-    """Symbols of a latent or masked frame, shape (n, channels, h, w), int32; of token models and fields flat."""
+    """Symbols of a latent or masked frame, shape (n, channels, h, w), int32; of all other models flat."""
     frame = unpack(data)
     assert frame.model is not None
     model = find_model(frame.model)
@@ -48,6 +56,8 @@ def symbols_of(data: Buffer, backend: Backend | None = None) -> Symbols:
         return vq.tokens_of(data, backend)
     if model.card.inr is not None:
         return fields.symbols_of(data, backend)
+    if model.card.context is not None:
+        return context.symbols_of(data, backend)
     shape, sections = frame.shape, list(frame.sections)
     if frame.kind is Kind.MASKED:
         shape = unpack_mask(sections.pop(0), shape, frame.dtype.newbyteorder("=")).shape

@@ -1,4 +1,4 @@
-"""Every test here finds the small token models beside those that are shipped."""
+"""Every test here finds the small models beside those that are shipped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.models import FOLDER
+from tests.models import CONTEXT_FOLDER, FOLDER
 from zarr_emcodec import options
 
 
 @pytest.fixture(autouse=True)
-def token_models() -> Iterator[None]:
-    with options(model_path=FOLDER):
+def small_models() -> Iterator[None]:
+    with options(model_path=(FOLDER, CONTEXT_FOLDER)):
         yield

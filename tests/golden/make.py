@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import zarr_emcodec
-from tests.codecs import fields, vq
+from tests.codecs import context, fields, vq
 from tests.codecs.frames import encode, frames, in_many_streams, symbols_of, with_escapes, with_other_tables
-from tests.models import FOLDER
+from tests.models import CONTEXT_FOLDER, FOLDER
 from tests.volumes import as_dtype, fibsem, padded
 from zarr_emcodec.codecs import decode_many
 from zarr_emcodec.codecs.mask import restore, unpack_mask
@@ -84,6 +84,17 @@ FEATURES: dict[str, Callable[[], bytes]] = {
     ),
     "inr-masked-bitmap": lambda: fields.frames()["masked bitmap"],
     "vqvae-volume": lambda: vq.encode(tissue(5), ratio=32, model="tiny-vq3d"),
+    "context-u8": lambda: context.encode(tissue()),
+    "context-u8-coarse": lambda: context.encode(tissue(2, 64, 80), ratio=100),
+    "context-u16-fortran": lambda: context.encode(np.asfortranarray(as_dtype(tissue(), "uint16")), ratio=60),
+    "context-side-info": lambda: context.frames()["side"],
+    "context-escapes": lambda: context.frames()["escapes"],
+    "context-parts": lambda: context.frames()["parts"],
+    "context-masked-bitmap": lambda: context.encode(holed()),
+    "context-volume": lambda: context.encode(tissue(5), context.DEEP),
+    "context-volume-side-info": lambda: context.frames()["volume side"],
+    "context-volumes": lambda: context.frames()["volume parts"],
+    "context-volume-masked": lambda: context.frames()["volume masked"],
 }
 
 
@@ -100,10 +111,27 @@ ERRORS: dict[str, Callable[[], bytes]] = {
     "unknown-model": lambda: pack(replace(unpack(encode(tissue(), ratio=16)), model=bytes(range(8)))),
     "inr-too-wide": lambda: fields.with_width(fields.frames()["volume"], 200),
     "inr-too-deep": lambda: pack(replace(unpack(fields.frames()["volume"]), setting=9)),
+    "context-level-lacked": lambda: pack(replace(unpack(context.frames()["sections"]), setting=64)),
+    "context-short-part": lambda: _with_last(
+        data := context.frames()["sections"], bytes(unpack(data).sections[-1])[:2]
+    ),
+    "context-too-many-parts": lambda: pack(
+        replace(unpack(data := context.frames()["volume"]), sections=_lengthened(data))
+    ),
+    "context-short-side-info": lambda: pack(
+        replace(
+            frame := unpack(context.frames()["side"]), sections=(context.side_bytes(np.ones(4)), *frame.sections[1:])
+        )
+    ),
     "vqvae-reserved-setting": lambda: vq.with_setting(vq.encode(tissue(), ratio=64), 0x11),
     "vqvae-empty-map": lambda: pack(replace(frame := unpack(vq.frames()["blocks"]), sections=_unmapped(frame))),
     "vqvae-tier-lacked": lambda: replace_tier(vq.encode(tissue(), ratio=256), Tier.PRIOR),
 }
+
+
+def _with_last(data: bytes, section: bytes) -> bytes:
+    frame = unpack(data)
+    return pack(replace(frame, sections=(*frame.sections[:-1], section)))
 
 
 def _unmapped(frame: Frame) -> tuple[bytes, ...]:
@@ -192,7 +220,7 @@ def main(folder: Path, names: list[str]) -> None:
     """Write the files of some features, or of all."""
     if unknown := set(names) - {*FEATURES, *ERRORS}:
         raise SystemExit(f"no such feature: {', '.join(sorted(unknown))}")
-    with zarr_emcodec.options(model_path=FOLDER):
+    with zarr_emcodec.options(model_path=(FOLDER, CONTEXT_FOLDER)):
         files = files_for(names or [*FEATURES, *ERRORS])
     if there := [path for path in files if (folder / path).exists()]:
         raise SystemExit(f"golden frames are never rewritten, and these exist: {', '.join(there)}")
