@@ -9,7 +9,7 @@ import zarr
 from numpy.typing import NDArray
 
 import zarr_emcodec
-from zarr_emcodec import VAECodec, VQVAECodec, errors, v3
+from zarr_emcodec import INRCodec, INRField, VAECodec, VQVAECodec, errors, v3
 
 
 def pipeline_engineer(volume: NDArray[np.uint8]) -> zarr.Array[Any]:
@@ -21,6 +21,13 @@ def pipeline_engineer(volume: NDArray[np.uint8]) -> zarr.Array[Any]:
     zarr_emcodec.create_array("tokens.zarr", data=volume, codec="vqvae", ratio=1024)
     zarr_emcodec.create_array("both.zarr", data=volume, codec=VQVAECodec(204.8, tier="top", price=0.5))
     return array
+
+
+def microscopist(volume: NDArray[np.uint8]) -> NDArray[Any]:
+    array = zarr_emcodec.create_array("fields.zarr", data=volume, codec=INRCodec(256, effort=6, time_limit=600))
+    field = INRField(array)
+    print(field[3, 100, 200], field[..., ::8, ::8].shape, field.at([[3.5, 100.2, 200.7]]))
+    return field.resample((1, 2, 2), np.s_[3:5, 100:200, 100:200])
 
 
 def analyst(url: str) -> float:

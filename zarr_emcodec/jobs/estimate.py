@@ -251,5 +251,6 @@ def _mb_s(seconds_per_byte: float) -> float:
 def _provider(plan: Plan) -> str:
     """What runs the networks here."""
     model = find_model(str(plan.codec["digest"]))
-    name = "encoder.onnx"
-    return open_session(model.file(name), model.card.encoder_files[name], current()).provider
+    files = model.card.encoder_files or model.card.decoder_files  # fields have no encoder
+    name = "encoder.onnx" if "encoder.onnx" in files else "decoder.onnx"
+    return open_session(model.file(name), files[name], current()).provider
