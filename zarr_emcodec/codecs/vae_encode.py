@@ -94,6 +94,7 @@ class VAEJob(ChunkJob[VAESpec]):
 def encode(jobs: Sequence[VAEJob], options: Options) -> None:
     """Bring jobs of one spec to their frames."""
     _analyse(jobs, options)
+    _probe(jobs, options)
     _settle(jobs, options)
 
 
@@ -116,6 +117,14 @@ def _analyse(jobs: Sequence[VAEJob], options: Options) -> None:
                 if model.card.context is None
                 else ContextLatents(mine, context_model_of(model), extent)
             )
+
+
+def _probe(jobs: Sequence[VAEJob], options: Options) -> None:
+    """Correct the first guess of what a level costs, where networks decide it."""
+    found = [(job, job.latents) for job in jobs if job.spec.ratio is not None]
+    learned = [(job, latents) for job, latents in found if isinstance(latents, ContextLatents)]
+    levels = [job.level_for_ratio() for job, _ in learned]
+    context_coding.correct_by_parts([latents for _, latents in learned], levels, options)
 
 
 def _settle(jobs: Sequence[VAEJob], options: Options) -> None:

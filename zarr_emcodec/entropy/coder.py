@@ -14,7 +14,7 @@ import numpy as np
 
 from zarr_emcodec.entropy import bitpack, fast, lanes
 from zarr_emcodec.entropy.stream import MAX_STEPS, RansParts, fields_bytes, join_fields, join_rans, split, truncated
-from zarr_emcodec.entropy.tables import COST_SHIFT, SKIP, Tables
+from zarr_emcodec.entropy.tables import COST_SHIFT, ESCAPE_BITS_MIN, SKIP, Tables
 from zarr_emcodec.errors import FrameError, SpecError
 
 if TYPE_CHECKING:
@@ -114,6 +114,27 @@ def encode_many(
         return [_pack_fields(_columns(*item, tables), tables) for item in items]
     encode = _encode_fast if is_fast(backend) else _encode_in_lanes
     return encode(items, tables)
+
+
+def cost_bits(
+    items: Sequence[tuple[Symbols, NDArray[Any]]], tables: Tables, *, backend: Backend | None = None
+) -> float:
+    """About what `encode_many` makes of some lists, in bits: the same number with any backend.
+
+    Parameters
+    ----------
+    items, tables, backend
+        As of `encode_many`.
+
+    Returns
+    -------
+    float
+        Code lengths by the tables, each escaped value counted with its shortest form; no heads, no lane states.
+    """
+    look_up = fast.look_up if is_fast(backend) else _look_up
+    coded = [look_up(*item, tables) for item in items]
+    units = sum(c.cost_units for c in coded)
+    return units / (1 << COST_SHIFT) + ESCAPE_BITS_MIN * sum(len(c.escaped) for c in coded)
 
 
 def _encode_in_lanes(items: Sequence[tuple[Symbols, NDArray[Any]]], tables: Tables) -> list[bytes]:
