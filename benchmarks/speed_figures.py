@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from figures import number, table
 from matplotlib import pyplot as plt  # after figures, which picks the file backend
+from stages import ENTROPY_CODING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 ENCODE, DECODE = "#b5121b", "#0072b2"
-STAGES = ("entropy", "network", "search", "rest")
+STAGES = {
+    "network": "transforms",
+    "context": "networks of the entropy model",
+    "symbols": "symbols",
+    "entropy": "rANS",
+    "search": "rate search",
+}
 
 
 def label_of(result: Mapping[str, Any]) -> str:
@@ -31,11 +38,19 @@ def label_of(result: Mapping[str, Any]) -> str:
 
 
 def shares(way: Mapping[str, Any]) -> str:
-    """Percent of the call in entropy coding / network / rate search / the rest; blank for peers."""
+    """Percent of the call in each of `STAGES` and in the rest; blank for peers."""
     if "share" not in way:
         return ""
-    known = [way["share"].get(stage, 0.0) for stage in STAGES[:-1]]
+    known = [way["share"].get(stage, 0.0) for stage in STAGES]
     return " / ".join(f"{100 * share:.0f}" for share in [*known, 1 - sum(known)])
+
+
+def entropy_coding(way: Mapping[str, Any]) -> str:
+    """Percent of the call between latents and bytes, and MB/s if that were all; blank for peers."""
+    if "share" not in way:
+        return ""
+    share = sum(way["share"].get(stage, 0.0) for stage in ENTROPY_CODING)
+    return f"{100 * share:.0f} ({number(way['mb_s'] / share, 0) if share else '-'})"
 
 
 def case_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -48,6 +63,7 @@ def case_table(results: Sequence[Mapping[str, Any]]) -> str:
             f"{result['reached']:.1f}x",
             number(result["encode"]["mb_s"], 1),
             number(result["decode"]["mb_s"], 1),
+            *(entropy_coding(result[way]) for way in ("encode", "decode")),
             shares(result["encode"]),
             shares(result["decode"]),
             f"{result['peak_bytes'] / 1e6:.0f}",
@@ -55,8 +71,9 @@ def case_table(results: Sequence[Mapping[str, Any]]) -> str:
         ]
         for result in results
     ]
-    header = ["", "chunk", "batch", "ratio", "enc MB/s", "dec MB/s", "enc %", "dec %", "peak MB", "added B/voxel"]
-    note = "enc %, dec %: CPU time in entropy coding / networks / rate search / the rest."
+    speeds = ["enc MB/s", "dec MB/s", "entropy coding enc % (MB/s)", "dec"]
+    header = ["", "chunk", "batch", "ratio", *speeds, "enc %", "dec %", "peak MB", "added B/voxel"]
+    note = f"enc %, dec %: CPU time in {' / '.join(STAGES.values())} / the rest."
     return f"{table(header, rows)}\n{note}"
 
 

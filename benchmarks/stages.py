@@ -17,12 +17,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# stage -> functions as "module:attribute path"; the rest of a call is transforms, frames, checksums
+# stage -> functions as "module:attribute path"; the rest of a call is windows, rounding, frames, checksums
 STAGES = {
-    "entropy": ("zarr_emcodec.entropy.coder:encode_many", "zarr_emcodec.entropy.coder:decode_many"),
+    "entropy": (
+        "zarr_emcodec.entropy.coder:encode_many",
+        "zarr_emcodec.entropy.coder:decode_many",
+        "zarr_emcodec.entropy.coder:cost_bits",
+    ),
+    # of a learned entropy model: what is done to latents between its networks and the coder
+    "symbols": (
+        "zarr_emcodec.codecs.context_coding:encode_sections",
+        "zarr_emcodec.codecs.context_coding:correct_by_parts",
+        "zarr_emcodec.codecs.context_coding:decode_parts",
+    ),
     "network": ("zarr_emcodec.runtime.model:Model.run",),
-    "search": ("zarr_emcodec.quality.target:finest_level", "zarr_emcodec.quality.target:coarsest_level"),
+    "search": (
+        "zarr_emcodec.quality.target:finest_level",
+        "zarr_emcodec.quality.target:coarsest_level",
+        "zarr_emcodec.codecs.context_coding:ContextLatents.__init__",
+    ),
 }
+CONTEXT = "context"
+"""Stage of the networks of a learned entropy model, told from the transforms by which part is asked to run."""
+ENTROPY_CODING = ("entropy", "symbols", CONTEXT)
+"""Stages that together turn latents into bytes and back."""
 
 
 class Clock:
@@ -50,7 +68,8 @@ class Clock:
         @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._switch()
-            self._open.append(stage)
+            in_context = stage == "network" and str(args[1]).startswith("context")
+            self._open.append(CONTEXT if in_context else stage)
             try:
                 return function(*args, **kwargs)
             finally:
