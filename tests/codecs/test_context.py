@@ -12,6 +12,7 @@ import pytest
 
 from tests.codecs import context
 from tests.codecs.context import DEEP, FLAT, Walked, decode, encode, frames
+from tests.codecs.reference import Reference
 from tests.models import CONTEXT_FOLDER
 from tests.volumes import fibsem
 from zarr_emcodec import VAECodec, options, psnr
@@ -50,9 +51,6 @@ def test_every_form_is_among_the_frames() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_latents_are_those_that_the_document_means(name: str) -> None:
-    pytest.importorskip("onnx", reason="the small models' weights are built with onnx")
-    from tests.codecs.reference import Reference
-
     data = frames()[name]
     expected = Reference(data, NAMES[name]).sixteenths()
     assert np.array_equal(Walked(data).latents * 16, expected)
@@ -61,9 +59,6 @@ def test_latents_are_those_that_the_document_means(name: str) -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5, 17])
 def test_volumes_of_any_depth(depth: int) -> None:
-    pytest.importorskip("onnx", reason="the small models' weights are built with onnx")
-    from tests.codecs.reference import Reference
-
     chunk = fibsem()[:depth, :19, :22]
     data = encode(chunk, DEEP)
     assert np.array_equal(Walked(data).latents * 16, Reference(data, DEEP).sixteenths())

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.runtime.tiny_model import build_graph
 from zarr_emcodec.entropy.tables import Tables
 
 HERE = Path(__file__).parent
@@ -82,6 +81,8 @@ class Graph:
         """The network; inputs by name as (element type, axes), outputs by name as axes."""
         import onnx
         from onnx import TensorProto, helper
+
+        from tests.runtime.tiny_model import build_graph
 
         free = {name: (kind, [f"{name}{i}" for i in range(axes)]) for name, (kind, axes) in inputs.items()}
         (first, axes), *others = outputs.items()
