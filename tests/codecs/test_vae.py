@@ -78,17 +78,24 @@ def test_a_ratio_is_the_default_unless_a_quality_is_asked_for() -> None:
     assert VAESpec(max_error=0).guarded
 
 
-def test_auto_takes_the_model_whose_range_holds_the_ratio() -> None:
-    chosen = set()
-    for ratio in np.geomspace(LOW, HIGH, 25):
-        spec = VAESpec(ratio=min(float(ratio), HIGH))
+@pytest.mark.parametrize("words", [{}, {"voxel_nm": (8, 8, 8)}, {"mode": "nominal"}], ids=["", "cubes", "nominal"])
+def test_auto_takes_the_model_whose_range_holds_the_ratio(words: dict[str, Any]) -> None:
+    cards = [card for card in CARDS if not words.get("mode") or card.context is None]
+    for ratio in np.geomspace(min(c.ratio_range[0] for c in cards), max(c.ratio_range[1] for c in cards), 25):
+        ratio = min(float(ratio), max(c.ratio_range[1] for c in cards))
+        spec = VAESpec(ratio=ratio, **words)
         card = find_model(spec.digest).card
         assert spec.model == card.id
-        assert card.ratio_range[0] <= ratio <= card.ratio_range[1] * (1 + 1e-9)
-        rivals = [c for c in CARDS if c.ratio_range[0] <= ratio <= c.ratio_range[1]]
-        assert all(card.ratio_range[0] >= rival.ratio_range[0] for rival in rivals)
-        chosen.add(card.id)
-    assert chosen == {card.id for card in CARDS}
+        assert card.ratio_range[0] <= ratio <= card.ratio_range[1]
+        rivals = [c for c in cards if c.ratio_range[0] <= ratio <= c.ratio_range[1]]
+        wanted = 3 if "voxel_nm" in words and any(c.ndim == 3 for c in rivals) else 2
+        assert card.ndim == wanted
+        rivals = [c for c in rivals if c.ndim == wanted]
+        assert (card.context is not None) == any(c.context is not None for c in rivals)
+        alike = [c for c in rivals if (c.context is None) == (card.context is None)]
+        assert all(card.ratio_range[0] >= rival.ratio_range[0] for rival in alike)
+        alike = [c for c in alike if c.ratio_range[0] == card.ratio_range[0]]
+        assert all(card.mac_per_voxel["decode"] >= rival.mac_per_voxel["decode"] for rival in alike)
 
 
 def test_a_quality_alone_takes_the_model_that_reaches_highest() -> None:

@@ -53,7 +53,10 @@ def main() -> None:
         weights.add_argument(f"--{name}", type=float, metavar="WEIGHT", help=what)
     args = parser.parse_args()
     missing = [str(path) for path in args.volume if not path.exists()]
-    sources = [Source(path, isotropic=args.isotropic, held_out=1) for path in args.volume]
+    # of volumes as many planes as a cell has, else one section
+    is_3d = args.recipe in VARIABLE_RECIPES and VARIABLE_RECIPES[args.recipe].model.ndim == 3
+    held_out = VARIABLE_RECIPES[args.recipe].model.cell[0] if is_3d else 1
+    sources = [Source(path, isotropic=args.isotropic or is_3d, held_out=held_out) for path in args.volume]
     sources += standard_sources(args.data) if args.data else []
     if missing or not sources:
         parser.error(f"no such volume: {', '.join(missing)}" if missing else "give --volume or --data")

@@ -446,8 +446,9 @@ def main() -> None:
     parser.add_argument("--name", help="of the model; the recipe's when not given")
     parser.add_argument("--version", type=int, default=1, help="never reuse one that was released")
     args = parser.parse_args()
-    isotropic = VARIABLE_RECIPES[args.recipe].model.ndim == 3
-    sources = [Source(path, held_out=1, isotropic=isotropic) for path in args.volume]
+    shape = VARIABLE_RECIPES[args.recipe].model
+    held_out = shape.cell[0] if shape.ndim == 3 else 1
+    sources = [Source(path, held_out=held_out, isotropic=shape.ndim == 3) for path in args.volume]
     sources += standard_sources(args.data) if args.data else []
     if not sources:
         parser.error("give --volume or --data")

@@ -177,6 +177,8 @@ class VariableTrainer(Budgeted):
         held_out = []
         for v in self.sampler.validation[:crops]:
             fits = [min(n, 256) // c * c for n, c in zip(v.shape, cell, strict=True)]
+            if not all(fits):  # thinner than a cell
+                continue
             held_out.append(torch.from_numpy(np.ascontiguousarray(v[tuple(slice(n) for n in fits)]))[None, None])
         if not held_out:
             return {}
