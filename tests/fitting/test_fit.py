@@ -146,17 +146,20 @@ def test_threads_are_those_stated_and_put_back() -> None:
 
 def test_sensitivity_says_what_noise_does() -> None:
     generator = torch.Generator().manual_seed(0)
-    weights = [w[None] * (FREQUENCY if i < 6 else 1) for i, w in enumerate(initial(NET, generator))]
+    weights = [w[None] * (FREQUENCY if i < 6 else 1) for i, w in enumerate(initial(NET, SHAPE, generator))]
     coords = torch.rand(2000, 3, generator=generator) * 2 - 1
     felt = sensitivity(weights, coords, generator)
     assert felt.shape == (8, 1)
     exact = forward(weights, coords)
-    for i in (0, 2, 6, 7):
-        noise = 1e-3 * torch.randn(weights[i].shape, generator=generator)
-        moved: list[Any] = [*weights]
-        moved[i] = weights[i] + noise
-        error = float((forward(moved, coords) - exact).square().mean())
-        assert error == pytest.approx(float(felt[i, 0]) * float(noise.square().sum()), rel=0.9)
+    for i in range(8):
+        ratios = []
+        for _ in range(30):
+            noise = 1e-3 * torch.randn(weights[i].shape, generator=generator)
+            moved: list[Any] = [*weights]
+            moved[i] = weights[i] + noise
+            error = float((forward(moved, coords) - exact).square().mean())
+            ratios.append(error / float(noise.square().sum()))
+        assert 0.4 < float(felt[i, 0]) / np.mean(ratios) < 2.5
 
 
 @pytest.mark.gpu

@@ -34,7 +34,7 @@ _ROUNDING_FROM = 0.7  # share of the fit from which weights are rounded
 _STEP_CHOICES = 4  # the spread of weights goes on changing once they are rounded
 _CALIBRATION = 4  # steps, the first of which is not timed
 _LONG_S = 60.0
-_SENSITIVITY_ROWS = 4096
+_SENSITIVITY_ROWS = 2048
 
 _log = logging.getLogger(__name__)
 _announced: set[tuple[Architecture, int, int]] = set()
@@ -154,7 +154,7 @@ class _Fit:
         self.axes = [torch.from_numpy(axis).to(device) for axis in coords]
         self.rows = rows_per_step(self.targets.shape[1])
         self.rate = _RATE * min(1.0, _RATED_WIDTH / architecture.width)
-        first = siren.initial(architecture, self.random)
+        first = siren.initial(architecture, [len(axis) for axis in coords], self.random)
         weights = [w.to(device).expand(self.batch, -1, -1).clone() for w in first]
         self.frequency = torch.full((self.batch, 1, 1), siren.FREQUENCY, device=device)
         self.weights = weights
