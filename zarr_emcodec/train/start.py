@@ -1,7 +1,7 @@
 """A shipped model as the start of a training: its weights back from ONNX into the network.
 
-A model directory in, a network out. Weights come back as they were stored, in float16 precision; those of entropy models
-as the whole numbers that they are.
+A model directory in, a network out. Weights come back as they were stored: in float16 precision, those of entropy
+models as whole numbers.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def _read_group(net: GroupNet, weights: dict[str, torch.Tensor], powers: torch.T
 
 def _fitted(powers: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Coefficients of polynomials with these values, least squares."""
-    return torch.linalg.lstsq(powers.double(), values.double()).solution.float()
+    found: torch.Tensor = torch.linalg.lstsq(powers.double(), values.double()).solution.float()
+    return found
 
 
 def _stored(model: Model, file: str) -> dict[str, torch.Tensor]:

@@ -97,7 +97,7 @@ class VariableTrainer(Budgeted):
         self.device = torch.device(device)
         self.rates = (config.rate_linear, config.rate)
         self.model: VariableVAE = VariableVAE(config.model).to(self.device)
-        linear: list[torch.nn.Parameter] = [self.model.analysis.linear.weight, self.model.synthesis.linear.weight]
+        linear: list[Tensor] = [self.model.analysis.linear.weight, self.model.synthesis.linear.weight]
         chosen = {id(p) for p in linear}
         others = [p for p in self.model.parameters() if id(p) not in chosen and p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": linear}, {"params": others}]
