@@ -8,7 +8,7 @@ given everything before it. All numbers that decide what a bit means are whole: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from zarr_emcodec.codecs import context_fast, context_steps
 from zarr_emcodec.codecs.context_steps import ACTIVATION_MAX
 from zarr_emcodec.codecs.context_steps import FRACTION as FRACTION
 from zarr_emcodec.codecs.context_steps import SYMBOL_MAX as SYMBOL_MAX
-from zarr_emcodec.codecs.inference import Feed, in_pieces
+from zarr_emcodec.codecs.inference import Feed, in_pieces, whole_runs
 from zarr_emcodec.codecs.quantise import Ladder, SymbolCosts
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.entropy.tables import Tables
@@ -254,24 +254,35 @@ class Sections:
 
     def _predict(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Means in 16ths of a step and tables of a group, each (n, places, C, cells)."""
-        model, card = self.model, self.model.card
-        n, places = len(self.levels), len(card.groups[number])
-        out = np.empty((n, places * 2 * card.channels, *self.grid), np.float32)
-        known = self._known[:, : card.known(number)]
-        inputs = {
-            "known": Feed(known.reshape(n, -1, *self.grid), (1,) * len(self.grid)),
-            "level": Feed(self.levels),
-        }
+        card = self.model.card
+        shape = (len(self.levels), len(card.groups[number]), card.channels, self._known.shape[2])
+        mean, table = np.empty(shape, np.float32), np.empty(shape, np.uint8)
+        predict = context_fast.predict if self._fast else context_steps.predict
+        for run, out in self._ask(number):
+            parts = out.reshape(-1, shape[1], 2, *shape[2:])
+            given = self._unit[run], self._scale[run], self._first_table[run], card.scales, self._stored[number]
+            predict(parts, *given, mean[run], table[run])
+        return mean, table
+
+    def _ask(self, number: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Runs of sections or volumes with what the network of a group says of them."""
+        model, card = self.model.model, self.model.card
+        n = len(self.levels)
+        known = self._known[:, : card.known(number)].reshape(n, -1, *self.grid)
         part = PARTS[number]
 
-        def run(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-            return model.model.run(part, piece, self.options)
+        def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+            return model.run(part, piece, self.options)
 
-        voxels = math.prod(model.model.card.stride)
-        in_pieces(run, inputs, Feed(out, (1,) * len(self.grid)), self.grid, card.halo, voxels, self.options)
-        parts = out.reshape(n, places, 2, card.channels, -1)
-        predict = context_fast.predict if self._fast else context_steps.predict
-        return predict(parts, self._unit, self._scale, self._first_table, card.scales, self._stored[number])
+        voxels = math.prod(model.card.stride)
+        for run in (runs := whole_runs(n, math.prod(self.grid) * voxels, self.options)):
+            yield run, call({"known": np.ascontiguousarray(known[run]), "level": self.levels[run]})
+        if not runs:
+            one = (1,) * len(self.grid)
+            out = np.empty((n, len(card.groups[number]) * 2 * card.channels, *self.grid), np.float32)
+            inputs = {"known": Feed(known, one), "level": Feed(self.levels)}
+            in_pieces(call, inputs, Feed(out, one), self.grid, card.halo, voxels, self.options)
+            yield slice(0, n), out
 
     def _stored_of(self, group: Sequence[Shape]) -> NDArray[np.bool_]:
         """Which cells of each place of a group stand for voxels, (places, cells); the others are padding."""

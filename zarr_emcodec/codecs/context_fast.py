@@ -29,14 +29,12 @@ def predict(
     first_table: NDArray[np.int16],
     scales: int,
     stored: NDArray[np.bool_],
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Means and tables of a group; see `context_steps.predict`."""
-    n, places, _, channels, cells = out.shape
-    mean = np.empty((n, places, channels, cells), np.float32)
-    table = np.empty(mean.shape, np.uint8)
+    mean: NDArray[np.float32],
+    table: NDArray[np.uint8],
+) -> None:
+    """Fill in means and tables of a group; see `context_steps.predict`."""
     # bytes, so that they are combined with tables without a branch
     _kernels().predict(out, unit, scale, first_table, scales, stored.view(np.uint8), mean, table)
-    return mean, table
 
 
 def quantise(

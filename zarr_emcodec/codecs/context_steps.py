@@ -27,8 +27,10 @@ def predict(
     first_table: NDArray[np.int16],
     scales: int,
     stored: NDArray[np.bool_],
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Means and tables of a group.
+    mean: NDArray[np.float32],
+    table: NDArray[np.uint8],
+) -> None:
+    """Fill in means and tables of a group.
 
     Parameters
     ----------
@@ -44,20 +46,18 @@ def predict(
         Largest index.
     stored : ndarray, shape (places, cells), bool
         False where a latent stands for padding.
-
-    Returns
-    -------
     mean : ndarray, shape (n, places, C, cells), float32
-        16ths of a step, whole.
+        Set to 16ths of a step, whole.
     table : ndarray, same shape, uint8
+        Set.
     """
-    mean = out[:, :, 0] * unit[:, None, :, None]
+    np.multiply(out[:, :, 0], unit[:, None, :, None], out=mean)
     mean += np.float32(0.5)
     np.floor(mean, out=mean)
     index = out[:, :, 1].astype(np.int16)
     index += scale[:, None, :, None]
-    table = np.minimum(index, np.int16(scales)) + first_table[:, None, :, None]
-    return mean, np.where((index > 0) & stored[None, :, None], table, 0).astype(np.uint8)
+    table[...] = np.minimum(index, np.int16(scales)) + first_table[:, None, :, None]
+    table[~((index > 0) & stored[None, :, None])] = 0
 
 
 def quantise(

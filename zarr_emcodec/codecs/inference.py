@@ -116,11 +116,9 @@ def in_pieces(
         ``block_voxels`` bounds one call.
     """
     n = len(out.array)
-    whole = math.prod(grid) * cell_voxels
-    if whole <= options.block_voxels:
-        many = max(1, options.block_voxels // whole)
-        for i in range(0, n, many):
-            out.array[i : i + many] = call({key: _contiguous(feed.array[i : i + many]) for key, feed in inputs.items()})
+    if runs := whole_runs(n, math.prod(grid) * cell_voxels, options):
+        for run in runs:
+            out.array[run] = call({key: _contiguous(feed.array[run]) for key, feed in inputs.items()})
         return
     assert out.scale is not None
     edges = _tile_edges(grid, halo, cell_voxels, options.block_voxels)
@@ -130,6 +128,14 @@ def in_pieces(
             piece = {key: _contiguous(_cut(feed, i, tile.outer)) for key, feed in inputs.items()}
             target: Any = (i, ..., *transform.scaled(tile.target, out.scale))
             out.array[target] = call(piece)[inner]
+
+
+def whole_runs(n: int, voxels: int, options: Options) -> list[slice]:
+    """Runs of n sections or volumes of so many voxels that go through a call together; none where not one fits."""
+    if voxels > options.block_voxels:
+        return []
+    many = max(1, options.block_voxels // voxels)
+    return [slice(i, min(i + many, n)) for i in range(0, n, many)]
 
 
 def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
