@@ -122,6 +122,16 @@ def test_rate_is_within_half_a_percent_of_what_the_tables_promise() -> None:
 
 
 @pytest.mark.extra
+def test_the_cost_told_is_the_size_of_the_streams_whatever_the_backend() -> None:
+    batch = [laplace(50_000, seed) for seed in range(3)]
+    batch[0][0][::1000] = 3000  # escaped, two bytes each where one is counted
+    told = {coder.cost_bits(batch, TABLES, backend=backend) for backend in backends()}
+    size = 8 * sum(map(len, encode_many(batch, TABLES)))
+    assert len(told) == 1
+    assert 0.985 * size < told.pop() < size
+    assert coder.cost_bits([(ONE[:0].astype(np.int32), ONE[:0]), (np.zeros(3, np.int32), 0 * ONE)], TABLES) == 0
+
+
 def test_rate_is_that_of_an_independent_coder() -> None:
     constriction = pytest.importorskip("constriction", reason="constriction is the oracle of the rate")
     symbols, index = laplace(100_000, seed=1)
