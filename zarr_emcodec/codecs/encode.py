@@ -35,7 +35,7 @@ def encode_many(
 
     Parameters
     ----------
-    spec : VAESpec or VQVAESpec
+    spec : VAESpec, VQVAESpec or INRSpec
         What is asked for.
     chunks : sequence of ndarray
         0-D to 5-D; uint8, uint16, int16 or float32 of any byte order; any memory layout. Leading axes hold independent

@@ -166,7 +166,7 @@ class _Fit:
 
     def run(self) -> Fitted:
         adam = Adam(self.free)
-        began = time.perf_counter()
+        began = now = time.perf_counter()
         done, choices, share = 0, 0, 0.0
         while share < 1:
             if share >= _ROUNDING_FROM + choices * (1 - _ROUNDING_FROM) / _STEP_CHOICES:
@@ -175,13 +175,14 @@ class _Fit:
             rate = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
             adam.step(self._gradients(), self.rate * rate)
             done += 1
-            before, share = share, self._share(done, time.perf_counter() - began)
+            earlier, now = now, self._clock(done)
+            before, share = share, self._share(done, now - began, now - earlier)
             for watcher in self.watchers:
                 watcher(self.n_voxels * (min(share, 1.0) - before))
             if done == 1:
-                warm = time.perf_counter()
+                warm = now
             elif done == _CALIBRATION:
-                self._announce((time.perf_counter() - warm) / (_CALIBRATION - 1))
+                self._announce((now - warm) / (_CALIBRATION - 1))
         if not choices:
             self._choose_steps()
         with torch.no_grad():
@@ -190,12 +191,19 @@ class _Fit:
         weights = [w[:, 0] if i % 2 else w for i, w in enumerate(weights)]
         return Fitted(weights, self.steps, frequency, np.full(self.batch, done))
 
-    def _share(self, done: int, elapsed: float) -> float:
-        """How much of the fit is behind, by steps or by time, whichever is further on."""
+    def _clock(self, done: int) -> float:
+        """The time, once the steps so far are truly done where it matters: a GPU is handed them ahead."""
+        if self.targets.is_cuda and (self.settings.time_limit is not None or done <= _CALIBRATION):
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _share(self, done: int, elapsed: float, step_s: float) -> float:
+        """How much of the fit is behind, by steps or by time, whichever is further on; all where no step has time."""
         share = done / self.settings.steps
         if self.settings.time_limit is None:
             return share
-        return max(share, elapsed / (self.settings.time_limit * self.batch))
+        limit = self.settings.time_limit * self.batch
+        return 1.0 if elapsed + step_s > limit else max(share, elapsed / limit)
 
     def _announce(self, step_s: float) -> None:
         steps = self.settings.steps
