@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,15 @@ def test_one_voxel_costs_one_call_and_frames_are_fetched_once(rows: list[int], m
     assert rows == [1024] * (3 + 5)  # 2 x 48 x 48 voxels
     field[...]
     assert fetched == [1, 1, 2]
+
+
+def test_many_threads_ask_at_once(array: zarr.Array[Any]) -> None:
+    field, whole = INRField(array), read(array)
+    places = [
+        tuple(int(n) for n in place) for place in np.argwhere(np.random.default_rng(2).random(array.shape) < 4e-3)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(field.__getitem__, places)) == [whole[place] for place in places]
 
 
 @pytest.mark.parametrize("name", chunks())

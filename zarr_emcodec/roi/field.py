@@ -7,6 +7,7 @@ frame is fetched once and kept; no chunk is decoded.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ class INRField:
     """
 
     def __init__(self, source: zarr.Array[Any] | Buffer) -> None:
+        self._lock = threading.RLock()  # dashboards ask from many threads
         if isinstance(source, bytes | bytearray | memoryview):
             chunk = LazyChunk(source)
             self.shape: Shape = chunk.shape
@@ -162,16 +164,18 @@ class INRField:
 
     def _load(self, indices: Iterator[Shape]) -> None:
         """Fetch the frames of chunks together, as far as they may be kept."""
-        missing = [index for index in itertools.islice(indices, _KEPT // 2) if index not in self._known]
-        if self._frames is not None and missing:
-            for index, data in zip(missing, self._frames.fetch(missing), strict=True):
-                self._keep(index, data)
+        with self._lock:
+            missing = [index for index in itertools.islice(indices, _KEPT // 2) if index not in self._known]
+            if self._frames is not None and missing:
+                for index, data in zip(missing, self._frames.fetch(missing), strict=True):
+                    self._keep(index, data)
 
     def _chunk(self, index: Shape) -> LazyChunk | None:
-        if index not in self._known:
-            self._load(iter([index]))
-        self._known.move_to_end(index)
-        return self._known[index]
+        with self._lock:
+            if index not in self._known:
+                self._load(iter([index]))
+            self._known.move_to_end(index)
+            return self._known[index]
 
     def _keep(self, index: Shape, data: bytes | None) -> None:
         try:
