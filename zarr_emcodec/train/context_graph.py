@@ -103,27 +103,28 @@ def group_onnx(group: IntegerGroup) -> bytes:
     check_exact(group.layers())
     ndim = group.window.ndim - 2
     graph = WholeGraph(ndim)
-    h = graph.requantise(graph.matrix("known", group.embed[None], group.embed_bias[None] + HALF, 1, called="embed"))
+    known = graph.channels_last("known")
+    h = graph.whole(graph.product(known, group.embed, group.embed_bias + HALF, WEIGHT_SHIFT, called="embed"))
     # (W, F, *window) to rows that run over the window first, then the features, as the views do
     rows = np.moveaxis(group.window, 1, -1).reshape(len(group.window), -1)
-    sums = graph.matrix(graph.views(h, 1), rows[None], np.zeros((1, len(rows)), np.int32), 1, called="window")
+    sums = graph.product(graph.views(h, 1, channels=-1), rows, None, WEIGHT_SHIFT, called="window")
     levels = group.level_bias.astype(np.float32) + np.float32(HALF)
-    table = graph.constant(levels.reshape(*levels.shape, *[1] * ndim), "levels")
-    h = graph.requantise(graph.node("Add", [sums, graph.node("Gather", [table, "level"], axis=0)]))
+    table = graph.constant(levels.reshape(len(levels), *[1] * ndim, -1), "levels")
+    scaled = graph.node("Mul", [table, graph.number(2.0**-WEIGHT_SHIFT)])
+    h = graph.whole(graph.node("Add", [sums, graph.node("Gather", [scaled, "level"], axis=0)]))
     for i, (weight, offset) in enumerate(group.hidden):
-        sums = graph.matrix(h, weight[None], offset[None] + HALF, 1, called=f"hidden.{i}")
-        path = graph.node("Mul", [h, graph.number(2.0**WEIGHT_SHIFT)])
-        h = graph.requantise(graph.node("Add", [sums, path]))
+        sums = graph.product(h, weight, offset + HALF, WEIGHT_SHIFT, called=f"hidden.{i}")
+        h = graph.whole(graph.node("Add", [sums, h]))
     channels = len(group.out) // (2 * group.places)
     parts = []
     for place in range(group.places):
         for kind, (shift, bound) in enumerate(((MEAN_SHIFT, MEAN_MAX), (SCALE_SHIFT, SCALE_MAX))):
             chosen = slice((2 * place + kind) * channels, (2 * place + kind + 1) * channels)
-            down = _SUM_SHIFT - shift
-            bias = group.out_bias[None, chosen] + out_halves()[kind]
-            sums = graph.matrix(h, group.out[None, chosen], bias, 1, called=f"out.{2 * place + kind}")
-            parts.append(graph.requantise(sums, down, -bound, bound))
-    graph.node("Concat", parts, output="context", axis=1)
+            bias = group.out_bias[chosen] + out_halves()[kind]
+            called = f"out.{2 * place + kind}"
+            sums = graph.product(h, group.out[chosen], bias, _SUM_SHIFT - shift, called=called)
+            parts.append(graph.whole(sums, -bound, bound))
+    graph.channels_first(graph.node("Concat", parts, axis=-1), output="context")
     return _finish(graph, group, ndim)
 
 
