@@ -37,7 +37,8 @@ class INRSpec(Spec):
     effort : int
         0 to 9: steps of the fit, 30, 100, 200, 400, 800, 1500, 3000, 6000, 12000, 25000.
     seed : int
-        Of the fit's random numbers: with equal seeds, threads and libraries a chunk gives the same bytes.
+        Of the fit's random numbers: with equal seeds, threads and libraries a chunk gives the same bytes; on a GPU, in
+        the same batch.
     time_limit : float, optional
         Seconds of fitting for each chunk, whatever the effort. What is stored then depends on the machine's speed.
     min_psnr, max_error : float, optional
