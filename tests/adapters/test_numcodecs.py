@@ -26,7 +26,7 @@ def test_configuration_makes_the_codec(codec: zarr_emcodec.VAECodec) -> None:
     config = json.loads(json.dumps(codec.get_config()))
     assert config["id"] == "emcodec_vae"
     assert set(config) == {
-        "id", "ratio", "model", "mode", "min_psnr", "max_error", "window", "background", "digest"
+        "id", "ratio", "model", "mode", "min_psnr", "max_error", "window", "background", "effort", "voxel_nm", "digest"
     }  # fmt: skip
     assert numcodecs.get_codec(dict(config)) == codec
     assert numcodecs.get_codec({"id": "emcodec_vae"}) == zarr_emcodec.VAECodec()
