@@ -11,7 +11,7 @@ SSIM: mean over sections. Peers take uint8; of another volume only our curve is 
 
 Volumes with cubic voxels, against codecs that predict over z:
 
-    python benchmarks/rd.py fib_medulla_64.tif --models vae-3d-best,vae-3d-fast --chunk 16 512 512 \\
+    python benchmarks/rd.py fib_medulla_64.tif --models vae-3d --chunk 16 512 512 \\
         --peers hevc_inter,av1_inter --suffix _3d16          # and --chunk 64 512 512 --suffix _3d64
 
 A JSON and a PNG per volume go to --out. Peers take minutes: --reuse takes their points from earlier records of the

@@ -26,7 +26,7 @@ class VAESpec(Spec):
         Raw bytes over stored bytes of each chunk: never below, at most about 10 % above. 32 unless a guard is given.
     model : str
         "auto" (of the models whose range holds the ratio the one that keeps most; for sections unless `voxel_nm` is
-        near isotropic), a name such as "vae-2d-fast", "name@version", or "sha256:<hex>".
+        near isotropic), a name such as "vae-2d-s16", "name@version", or "sha256:<hex>".
     effort : int
         0 to 9: how long latents are refined through the decoder, chunk by chunk. Needs torch; encoding takes minutes a
         megavoxel at 9, decoding does not change. For models with a learned entropy model; others ignore it.

@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument(
         "--start",
         metavar="MODEL",
-        help="what to go on from: an installed variational model, or the checkpoint of a vector-quantised one"
-        " (for a second level that of its top); from the block KLT of the volumes when not given",
+        help="what to go on from: an installed variational model, or the checkpoint of a vector-quantised one with the"
+        " same transforms (for a second level that of its top); from the block KLT of the volumes when not given",
     )
     parser.add_argument("--fine-tune", action="store_true", help="gentle learning rates, for a start that is good")
     parser.add_argument("--minutes", type=float, default=60.0, help="time budget over all runs of this checkpoint")
@@ -82,8 +82,11 @@ def _vae(args: argparse.Namespace, sources: list[Source], budget: dict[str, floa
 
 def _variable(args: argparse.Namespace, sources: list[Source], budget: dict[str, float]) -> VariableTrainer:
     config: VariableTrainConfig = dataclasses.replace(VARIABLE_RECIPES[args.recipe], **budget)  # type: ignore[arg-type]
-    start: VariableVAE | VAE2d | None = None
-    if args.start:
+    start: VariableVAE | VAE2d | VQVAE | None = None
+    if args.start and Path(args.start).is_file():
+        tokens = load_checkpoint(Path(args.start))[0]
+        start = tokens.top if isinstance(tokens, TwoLevel) else tokens
+    elif args.start:
         model = find_model(args.start)
         if model.card.context is None:
             start = model_from_directory(model)

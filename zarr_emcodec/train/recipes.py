@@ -130,47 +130,29 @@ VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
             context_width=64,
         ),
     ),
-    "vae-3d-best": VariableTrainConfig(
+    # the transforms of vqvae-3d-256 over a band of steps: start from its checkpoint
+    "vae-3d": VariableTrainConfig(
         model=VariableConfig(
             Arch3dConfig(
-                strides=((4, 4, 4), (2, 2, 2)),
-                channels=256,
-                step_min=2.0,
+                strides=((4, 4, 4), (2, 2, 2), (1, 1, 2)),
+                channels=192,
+                step_min=8.0,
                 step_max=1600.0,
-                enc_widths=(48, 112),
-                enc_blocks=(0, 2),
-                dec_widths=(48, 144),
-                dec_blocks=(1, 3),
+                enc_widths=(56, 112, 144),
+                enc_blocks=(0, 1, 1),
+                dec_widths=(56, 128, 160),
+                dec_blocks=(1, 1, 2),
             ),
             hyper=32,
-            hyper_width=96,
-            context_width=112,
+            context_width=96,
         ),
-        step_low=4.0,
+        step_low=25.0,
         step_high=800.0,
         crop=(16, 96, 96),
         batch=4,
-    ),
-    "vae-3d-fast": VariableTrainConfig(
-        model=VariableConfig(
-            Arch3dConfig(
-                strides=((4, 4, 4), (2, 2, 2)),
-                channels=256,
-                step_min=2.0,
-                step_max=1600.0,
-                enc_widths=(32, 80),
-                enc_blocks=(0, 1),
-                dec_widths=(24, 80),
-                dec_blocks=(0, 1),
-            ),
-            hyper=16,
-            hyper_width=48,
-            context_width=64,
-        ),
-        step_low=4.0,
-        step_high=800.0,
-        crop=(16, 96, 96),
-        batch=4,
+        rate=6e-4,
+        rate_linear=5e-5,
+        warm_up=100,
     ),
 }
 
@@ -198,7 +180,6 @@ def standard_sources(folder: Path) -> list[Source]:
 VARIABLE_RATIOS: dict[str, tuple[float, float]] = {
     "vae-2d-best": (4.0, 512.0),
     "vae-2d-fast": (4.0, 512.0),
-    "vae-3d-best": (4.0, 512.0),
-    "vae-3d-fast": (4.0, 512.0),
+    "vae-3d": (24.0, 512.0),
 }
 """The ratios that the variable-rate models are offered for."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zarr_emcodec.train.arch.vae2d import ArchConfig, VAE2d
 from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
+from zarr_emcodec.train.arch.vqvae import VQVAE
 from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
 from zarr_emcodec.train.klt import fit_block_klt, fit_klt
 from zarr_emcodec.train.loop import Budgeted
@@ -77,9 +78,9 @@ class VariableTrainer(Budgeted):
         Written about once a minute and at the end; resumed from when it exists.
     device : str
         "cpu" or "cuda".
-    start : VariableVAE or VAE2d, optional
-        A trained network of the configured shape, or a 2-D one whose transforms to go on from: further residual blocks
-        start as the identity. The block KLT of the volumes when not given.
+    start : VariableVAE, VAE2d or VQVAE, optional
+        A trained network of the configured shape, or one whose transforms to go on from: further residual blocks start
+        as the identity. The block KLT of the volumes when not given.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class VariableTrainer(Budgeted):
         sources: Sequence[Source],
         checkpoint: Path,
         device: str = "cpu",
-        start: VariableVAE | VAE2d | None = None,
+        start: VariableVAE | VAE2d | VQVAE | None = None,
     ) -> None:
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
@@ -118,11 +119,23 @@ class VariableTrainer(Budgeted):
             self.model.load_state_dict(start.state_dict())
         elif start is not None:
             go_on_from(self.model, start)
+            if not isinstance(start, VAE2d):
+                self._measure_latents()
         else:
             self._start_from_klt()
         self.random = np.random.default_rng(seed)
         steps = config.model.steps()
         self.levels = np.flatnonzero((steps >= config.step_low) & (steps <= config.step_high))
+
+    @torch.no_grad()
+    def _measure_latents(self) -> None:
+        """Variances of the latents, and the scales that follow from them."""
+        total = sum(
+            self.model.analysis(self.sampler.batch(2).to(self.device)).square().flatten(2).mean((0, 2))
+            for _ in range(40)
+        )
+        self.model.variance.copy_(total / 40)
+        self.model.start_scales()
 
     def _start_from_klt(self) -> None:
         arch = self.config.model.arch
@@ -195,7 +208,7 @@ class VariableTrainer(Budgeted):
 
 
 @torch.no_grad()
-def go_on_from(model: VariableVAE, start: VAE2d) -> None:
+def go_on_from(model: VariableVAE, start: VAE2d | VQVAE) -> None:
     """Take over the transforms of a trained network; residual blocks that it lacks become the identity."""
     own, given = model.state_dict(), start.state_dict()
     for name, value in own.items():
@@ -204,9 +217,10 @@ def go_on_from(model: VariableVAE, start: VAE2d) -> None:
                 value.copy_(given[name])
             elif ".point." in name:
                 value.zero_()
-    model.log_step[0] = start.log_step
-    model.variance.copy_(2 * torch.exp(2 * start.log_scale))
-    model.start_scales()
+    if isinstance(start, VAE2d):
+        model.log_step[0] = start.log_step
+        model.variance.copy_(2 * torch.exp(2 * start.log_scale))
+        model.start_scales()
 
 
 def load_variable(path: Path) -> tuple[VariableVAE, VariableTrainConfig, int]:
