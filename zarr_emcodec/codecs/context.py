@@ -276,7 +276,8 @@ class Sections:
 
         voxels = math.prod(model.card.stride)
         for run in (runs := whole_runs(n, math.prod(self.grid) * voxels, self.options)):
-            yield run, call({"known": np.ascontiguousarray(known[run]), "level": self.levels[run]})
+            out = call({"known": np.ascontiguousarray(known[run]), "level": self.levels[run]})
+            yield run, np.ascontiguousarray(out)  # a runtime may leave axes as its last step turned them
         if not runs:
             one = (1,) * len(self.grid)
             out = np.empty((n, len(card.groups[number]) * 2 * card.channels, *self.grid), np.float32)
