@@ -22,16 +22,18 @@ from tests.volumes import fibsem
 from zarr_emcodec import VAECodec, options, psnr
 from zarr_emcodec.codecs import decode_sections
 from zarr_emcodec.errors import ModelError
-from zarr_emcodec.runtime import check_onnx, find_model
+from zarr_emcodec.runtime import Model, check_onnx, find_model
 from zarr_emcodec.runtime.session import OnnxRuntimeNetwork
 from zarr_emcodec.train import export_variable, variable
 from zarr_emcodec.train.arch.context import INDEX_MIN, N_SCALES, Context, ContextConfig, GroupNet, laplace_scale
 from zarr_emcodec.train.arch.vae2d import ArchConfig
 from zarr_emcodec.train.arch.vae3d import Arch3dConfig
 from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
+from zarr_emcodec.train.arch.vqvae import VQVAE, VQConfig
 from zarr_emcodec.train.context_graph import group_onnx, integer_group
 from zarr_emcodec.train.data import Source
 from zarr_emcodec.train.losses import laplace_bits, rate_distortion
+from zarr_emcodec.train.start import variable_from_directory
 from zarr_emcodec.train.variable import VariableTrainConfig, VariableTrainer, load_variable
 
 pytestmark = pytest.mark.extra
@@ -307,3 +309,38 @@ def test_a_checkpoint_becomes_a_model(ndim: int, source: Source, tmp_path: Path)
         assert reached[16] > reached[64] + 0.5 > 15
         with options(backend="torch"):
             assert np.abs(codec.decode(frame).astype(int) - back).max() <= 1
+        check_start(trainer, find_model("tiny"))
+
+
+def check_start(trainer: VariableTrainer, model: Model) -> None:
+    """What is read back from the directory is the network that was exported, to the precision of what is stored."""
+    again, config = variable_from_directory(model)
+    assert config == trainer.config
+    stored = trainer.model.state_dict()
+    levels = torch.from_numpy(trainer.levels)
+    powers = torch.cat([torch.ones(len(levels), 1), powers_of(levels)], 1)
+    for name, value in again.state_dict().items():
+        if name.endswith("base"):  # the ladder's scales were rounded, fitted to tissue, and fitted once more
+            assert float((powers @ (value - stored[name])).abs().max()) <= 3, name
+            continue
+        wanted = stored[name]
+        bound = 1e-3 * float(wanted.abs().max()) + 1e-4
+        if name.startswith("context."):
+            bound = 2.0**-9 + 1e-3  # weights are 256ths, at most 127 of them
+            if "bias" not in name and "level" not in name:
+                wanted = wanted.clamp(-127 / 256, 127 / 256)
+        assert float((value - wanted).abs().max()) <= bound, name
+
+
+@DIMENSIONS
+def test_transforms_go_on_from_a_token_model(ndim: int, source: Source, tmp_path: Path) -> None:
+    config = CONFIGS[ndim]
+    start = VQVAE(VQConfig(config.model.arch))
+    trainer = VariableTrainer(config, [source], tmp_path / "c.pt", start=start)
+    given = start.state_dict()
+    for name, value in trainer.model.state_dict().items():
+        if name.startswith(("analysis.", "synthesis.")):
+            assert torch.equal(value, given[name])
+    assert float(trainer.model.variance.min()) > 0  # measured on the volume's crops
+    assert float(trainer.model.variance.max()) != 1
+    assert np.isfinite(advance(trainer, 1)).all()
