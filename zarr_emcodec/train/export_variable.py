@@ -42,6 +42,7 @@ _LAPLACE = SHAPES.index(1.0)  # what training assumes
 _FITTED_LEVELS = 24  # those between take the nearest one's shapes
 _CHANGES = (-2, -1, 0, 1, 2)  # of a scale's index, tried with each shape
 _CROPS = {2: 24, 3: 12}
+_BYTE_FROM = 1 << 16  # weights of a window in 3-D: there are millions, and a byte each costs hundredths of a decibel
 
 Volumes = Sequence[NDArray[np.float32]]
 
@@ -211,11 +212,13 @@ def _networks(model: VariableVAE, config: VariableTrainConfig) -> dict[str, byte
             _Encoder(model),
             {"grey": torch.full((2, 1, *(n * c for n, c in zip(grid, cell, strict=True))), 128.0)},
             ["latents"],
+            byte_from=_BYTE_FROM if shape.ndim == 3 else None,
         ),
         "decoder.onnx": to_onnx(
             _Decoder(model, config),
             {"symbols": torch.zeros(2, latents, *grid), "level": torch.zeros(2, dtype=torch.int64)},
             ["grey"],
+            byte_from=_BYTE_FROM if shape.ndim == 3 else None,
         ),
     }
     powers = model.powers(known_levels(config))

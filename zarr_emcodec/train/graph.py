@@ -18,7 +18,9 @@ OPSET = 17
 _HALF_MIN = 2048  # elements: smaller tensors (biases, gains) stay float32, they weigh nothing
 
 
-def to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> bytes:
+def to_onnx(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], *, byte_from: int | None = None
+) -> bytes:
     """Trace a module.
 
     Parameters
@@ -29,6 +31,9 @@ def to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[s
         Examples: images ``(B, C, ...)`` in floating point, tokens ``(B, ...)`` or levels ``(B,)`` as int64.
     outputs : sequence of str
         Names; each output is an image.
+    byte_from : int, optional
+        Convolutions with a window and at least so many weights are stored in a byte each, with a scale for each output
+        channel; all other large weights in float16.
 
     Returns
     -------
@@ -55,6 +60,8 @@ def to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[s
             dynamo=False,
         )
         graph = onnx.load(f"{folder}/network.onnx")
+    if byte_from is not None:
+        _weights_as_bytes(graph, byte_from)
     _halve_weights(graph)
     for node in graph.graph.node:  # names of the source tree say nothing to a reader and cost bytes
         node.doc_string = ""
@@ -81,6 +88,27 @@ def _halve_weights(graph: Any) -> None:
         casts.append(helper.make_node("Cast", [name + ".half"], [name], to=TensorProto.FLOAT))
     for cast in reversed(casts):
         graph.graph.node.insert(0, cast)
+
+
+def _weights_as_bytes(graph: Any, least: int) -> None:
+    """Windows of residual blocks as int8 with a float32 scale for each output channel."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = []
+    for i, tensor in enumerate(graph.graph.initializer):
+        values = numpy_helper.to_array(tensor)
+        if not tensor.name.endswith("wide.weight") or values.size < least:
+            continue
+        name = tensor.name
+        axes = tuple(range(1, values.ndim))
+        scale = (np.abs(values).max(axis=axes, keepdims=True) / 127).astype(np.float32)
+        whole = np.rint(values / np.maximum(scale, np.finfo(np.float32).tiny)).astype(np.int8)
+        graph.graph.initializer[i].CopyFrom(numpy_helper.from_array(whole, f"{name}.byte"))
+        graph.graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
+        nodes.append(helper.make_node("Cast", [f"{name}.byte"], [f"{name}.whole"], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Mul", [f"{name}.whole", f"{name}.scale"], [name]))
+    for node in reversed(nodes):
+        graph.graph.node.insert(0, node)
 
 
 def macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:

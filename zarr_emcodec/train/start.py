@@ -148,4 +148,7 @@ def _stored(model: Model, file: str) -> dict[str, torch.Tensor]:
     for tensor in onnx.load_from_string(model.file(file)).graph.initializer:
         values = np.array(numpy_helper.to_array(tensor), dtype=np.float32)
         found[tensor.name.removesuffix(".half")] = torch.from_numpy(values)
+    for name in [name for name in found if name.endswith(".byte")]:
+        whole = name.removesuffix(".byte")
+        found[whole] = found.pop(name) * found.pop(f"{whole}.scale")
     return found
