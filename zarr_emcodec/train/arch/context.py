@@ -34,8 +34,8 @@ from zarr_emcodec.train.arch.whole import (
 )
 from zarr_emcodec.train.losses import laplace_bits, thresholds
 
-FRACTION = 16
-"""Parts of a quantiser step that means are told in."""
+FRACTION_SHIFT = 4
+"""Means are told in 16ths of a quantiser step."""
 MEAN_SHIFT, MEAN_MAX = 6, 511
 """A mean is a whole number of 64ths of its channel's spread, at most 8 spreads."""
 SCALE_SHIFT, SCALE_MAX = 3, 63
@@ -250,7 +250,7 @@ class Context(nn.Module):
         out: list[Tensor] = [values] * len(self.config.places)
         for group, net in zip(self.config.groups, self.nets, strict=True):
             mean, offset = net(torch.cat(known, 1), powers)
-            mean = whole(mean * unit, 4, None)
+            mean = whole(mean * unit, FRACTION_SHIFT, None)
             index = _index(base + offset * 2.0**SCALE_SHIFT)
             residual = values[:, list(group)] - mean
             symbols = self.quantise(residual, index)
