@@ -13,7 +13,9 @@ from tests.volumes import fibsem
 from zarr_emcodec.codecs import VAESpec, decode_many, encode_many, inference
 from zarr_emcodec.runtime import Model, Options, list_models
 
-MODELS = [model for model in list_models() if model.card.codec == "vae"]
+VAES = [model for model in list_models() if model.card.codec == "vae"]
+MODELS = [model for model in VAES if model.card.context is None]
+LEARNED = [model for model in VAES if model.card.context is not None]
 WHOLE = Options(block_voxels=2**24)
 
 every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.card.id)
@@ -53,6 +55,26 @@ def test_voxels_do_not_depend_on_tiles(model: Model, edge: int) -> None:
     assert whole.shape == (2, 11 * model.card.stride[0], 14 * model.card.stride[1])
     assert np.array_equal(np.rint(tiled), np.rint(whole))
     assert np.abs(tiled - whole).max() <= 1e-3
+
+
+@pytest.mark.parametrize("model", LEARNED, ids=lambda model: model.card.id)
+def test_pieces_of_models_with_an_entropy_model_fit_together(model: Model) -> None:
+    card = model.card
+    assert card.context is not None
+    grid = (5, 6) if card.ndim == 2 else (2, 4, 3)
+    extent = tuple(n * stride for n, stride in zip(grid, card.stride, strict=True))
+    tiles = [-(-n // m) for n, m in zip(extent, fibsem().shape[-card.ndim :], strict=True)]
+    grey = np.tile(fibsem() if card.ndim == 3 else fibsem()[0], tiles)[tuple(slice(n) for n in extent)]
+    grey = grey[None].astype(np.float32)
+    small = Options(block_voxels=int(np.prod([n * 3 for n in card.stride])))
+    whole = inference.analyse(model, grey, WHOLE)
+    assert whole.shape == (1, card.channels, *grid)
+    assert np.abs(inference.analyse(model, grey, small) - whole).max() <= 2e-3
+    steps = np.rint(whole[:, card.context.hyper :] / 40)
+    levels = np.array([card.levels // 2])
+    voxels = inference.synthesise(model, steps, levels, WHOLE)
+    assert voxels.shape == (1, *extent)
+    assert np.abs(inference.synthesise(model, steps, levels, small) - voxels).max() <= 2e-3
 
 
 @every_model
