@@ -126,16 +126,18 @@ def export(
         (folder / file).write_bytes(data)
     card = _card(model, config, files, f"{name}@{version}", ratio_range, licence)
     card["voxel_nm"] = {"z": [4, 120], "y": [4, 12], "x": [4, 12]}
-    card["training"] = {
-        "config": config.to_dict(),
-        "steps": steps_taken,
-        "volumes": [{"file": s.path.name, "weight": s.weight, "held_out_sections": s.held_out} for s in sources],
-    }
+    card["training"] = training_facts(config.to_dict(), steps_taken, sources)
     write_card(folder, card)
     card["measured"] = {"held_out": measure(card["id"], folder.parent, sampler.validation)}
     write_card(folder, card)
     (folder / "README.md").write_text(_readme(card), encoding="utf-8")
     return card
+
+
+def training_facts(config: dict[str, Any], steps: int, sources: Sequence[Source]) -> dict[str, Any]:
+    """What a card says of a training."""
+    volumes = [{"file": s.path.name, "weight": s.weight, "held_out_sections": s.held_out} for s in sources]
+    return {"config": config, "steps": steps, "volumes": volumes}
 
 
 def measure(model_id: str, models: Path, sections: Sequence[NDArray[np.float32]]) -> list[dict[str, float]]:
@@ -201,16 +203,22 @@ def fit_ladder(model: VAE2d, sampler: CropSampler) -> dict[str, NDArray[Any]]:
         "step": model.config.steps(LEVELS).astype(np.float32),
         "gain": np.exp(model.log_step.numpy()),
     }
-    middle = 1 + len(SCALES) + len(SCALES) // 3
-    index = np.full((LEVELS, model.config.channels), middle, np.uint8)
+    return {**arrays, "index": best_index(arrays, latents_flat, (LEVELS, model.config.channels))}
+
+
+def best_index(
+    arrays: dict[str, NDArray[Any]], latents: NDArray[np.float32], shape: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """The fixed table of each channel at each level, of `shape`, that codes latents (C, m) in the fewest bits."""
+    index = np.full(shape, 1 + len(SCALES) + len(SCALES) // 3, np.uint8)
     ladder = Ladder({**arrays, "index": index})
-    for level in range(LEVELS):
+    for level in range(len(index)):
         # thresholds of the quantiser depend on the tables: both are found in turns, from the level before
         guess = index[max(level - 1, 0)]
         for _ in range(2 if level else 4):
-            guess = ladder.best_tables(ladder.quantise(latents_flat, level, guess))
+            guess = ladder.best_tables(ladder.quantise(latents, level, guess))
         index[level] = guess
-    return {**arrays, "index": index}
+    return index
 
 
 def _card(

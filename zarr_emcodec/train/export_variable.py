@@ -33,7 +33,7 @@ from zarr_emcodec.train.arch.context import N_SCALES, SCALE_FIRST, SCALE_RATIO
 from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
 from zarr_emcodec.train.context_graph import group_onnx, integer_group
 from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
-from zarr_emcodec.train.export import SHAPES, measure, write_card
+from zarr_emcodec.train.export import SHAPES, best_index, measure, training_facts, write_card
 from zarr_emcodec.train.graph import macs, to_onnx
 from zarr_emcodec.train.variable import VariableTrainConfig, known_levels, load_variable
 
@@ -176,11 +176,7 @@ def export(
         networks = _networks(model, config)
         arrays = _first_tables(model, config)
         card = _card(model, config, f"{name}@{version}", ratio_range, licence)
-    card["training"] = {
-        "config": config.to_dict(),
-        "steps": steps_taken,
-        "volumes": [{"file": s.path.name, "weight": s.weight, "held_out_sections": s.held_out} for s in sources],
-    }
+    card["training"] = training_facts(config.to_dict(), steps_taken, sources)
     _write(folder, card, networks, arrays)
     _settle_tables(folder, arrays, [_raw_crop(sampler, config) for _ in range(_CROPS[config.model.ndim])])
     _write(folder, card, networks, arrays)
@@ -204,8 +200,7 @@ def _raw_crop(sampler: CropSampler | VolumeSampler, config: VariableTrainConfig)
 
 def _networks(model: VariableVAE, config: VariableTrainConfig) -> dict[str, bytes]:
     shape = config.model
-    cell, one = shape.cell, [4, 2, 2][: shape.ndim] if shape.ndim == 3 else [4, 4]
-    grid = [2, 4, 4] if shape.ndim == 3 else one
+    cell, grid = shape.cell, [2, 4, 4] if shape.ndim == 3 else [4, 4]
     latents = 2**shape.ndim * shape.arch.channels
     files = {
         "encoder.onnx": to_onnx(
@@ -260,7 +255,8 @@ def _settle_tables(folder: Path, arrays: dict[str, NDArray[Any]], crops: Volumes
         [c[0, hyper:].reshape(places, card.channels, -1).transpose(1, 0, 2).reshape(card.channels, -1) for c in coded],
         axis=1,
     )
-    arrays["static"] = _static(arrays, flat[:, :: max(1, flat.shape[1] // 30_000)])
+    sample = flat[:, :: max(1, flat.shape[1] // 30_000)]
+    arrays["static"] = best_index(arrays, sample, arrays["gain"].shape)
     ladder = Ladder({**arrays, "index": arrays["static"]})
     chosen = np.unique(np.linspace(0, LEVELS - 1, _FITTED_LEVELS).round().astype(int))
     shapes, changes, rates = [], [], []
@@ -286,19 +282,6 @@ def _settle_tables(folder: Path, arrays: dict[str, NDArray[Any]], crops: Volumes
 def _latents(model: ContextModel, crop: NDArray[np.float32]) -> NDArray[np.float32]:
     grey = transform.pad_to_stride(crop[None], model.model.card.stride)
     return inference.analyse(model.model, grey, current())
-
-
-def _static(arrays: dict[str, NDArray[Any]], latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The fixed table of each channel at each level that codes latents (C, m) in the fewest bits."""
-    index = np.full(arrays["gain"].shape, 1 + len(SCALES) + len(SCALES) // 3, np.uint8)
-    ladder = Ladder({**arrays, "index": index})
-    for level in range(LEVELS):
-        # thresholds of the quantiser depend on the tables: both are found in turns, from the level before
-        guess = index[max(level - 1, 0)]
-        for _ in range(2 if level else 4):
-            guess = ladder.best_tables(ladder.quantise(latents, level, guess))
-        index[level] = guess
-    return index
 
 
 def _costs(
