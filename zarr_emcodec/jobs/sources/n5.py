@@ -161,11 +161,13 @@ def _transform(
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """COSEM's voxel size and place of the first voxel in nm; its axes are named, and need not be in N5's order."""
     stated = attributes.get("transform")
+    if not isinstance(stated, Mapping):
+        return None
     try:
-        where = [stated["axes"].index(name) for name in names]  # type: ignore[index]
-        steps = [nm_per(stated["units"][i]) for i in where]  # type: ignore[index]
-        scale = tuple(float(stated["scale"][i]) * s for i, s in zip(where, steps, strict=True))  # type: ignore
-        shift = tuple(float(stated["translate"][i]) * s for i, s in zip(where, steps, strict=True))  # type: ignore
+        where = [stated["axes"].index(name) for name in names]
+        steps = [step for i in where if (step := nm_per(stated["units"][i])) is not None]
+        scale = tuple(float(stated["scale"][i]) * s for i, s in zip(where, steps, strict=True))
+        shift = tuple(float(stated["translate"][i]) * s for i, s in zip(where, steps, strict=True))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         return None
     return (scale, shift) if all(v > 0 for v in scale) else None
