@@ -219,6 +219,13 @@ class Sections:
         """A value for each channel, to be broadcast over the grid."""
         return values.reshape(*values.shape, *[1] * len(self.grid))
 
+    def round_hyper(self, latents: NDArray[np.float32]) -> Symbols:
+        """Symbols (n, Z, \\*grid) of hyper-latents as an encoder gives them; 0 where none is stored."""
+        gained = latents * self._spread(self.model.hyper_gain[self.levels])
+        symbols: Symbols = np.rint(gained).clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
+        symbols[self.hyper_table == 0] = 0
+        return symbols
+
     def walk(self, hyper: Symbols, decide: Decide) -> NDArray[np.float32]:
         """Go through the groups in order.
 

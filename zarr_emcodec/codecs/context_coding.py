@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zarr_emcodec._types import Buffer, Shape, Symbols
 from zarr_emcodec.codecs import context_fast, context_steps
 from zarr_emcodec.codecs.base import Mode
-from zarr_emcodec.codecs.context import SYMBOL_MAX, ContextModel, Sections
+from zarr_emcodec.codecs.context import ContextModel, Sections
 from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy import coder
@@ -179,9 +179,7 @@ def _symbols(
     grid = joined.shape[2:]
     change = np.zeros((len(each), card.hyper + card.channels), np.int16)
     sections = Sections(model, each, change, grid, extent, options)
-    hyper_gain = _over_grid(model.hyper_gain[each], grid)
-    hyper = np.rint(joined[:, : card.hyper] * hyper_gain).clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
-    hyper[sections.hyper_table == 0] = 0
+    hyper = sections.round_hyper(joined[:, : card.hyper])
     coded: list[tuple[Symbols, NDArray[np.uint8]]] = [(hyper, sections.hyper_table)]
     places = joined[:, card.hyper :].reshape(len(each), -1, card.channels, *grid)
     per_step = _over_grid(np.reciprocal(model.gain[each]), grid)[:, None]

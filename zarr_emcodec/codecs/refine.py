@@ -142,9 +142,6 @@ class _Descent:
         change = np.zeros((1, card.hyper + card.channels), np.int16)
         levels = np.array([self.level], np.int64)
         sections = Sections(model, levels, change, self.grid, self.extent, self.options)
-        gains = model.hyper_gain[self.level].reshape(1, -1, *[1] * len(self.grid))
-        hyper = np.rint(self.hyper * gains).astype(np.int32)
-        hyper[sections.hyper_table == 0] = 0
         bounds = np.cumsum([0, *map(len, card.groups)])
         found = []
 
@@ -154,7 +151,7 @@ class _Descent:
             found.append((mean * np.float32(1 / FRACTION), table, symbols))
             return symbols
 
-        sections.walk(hyper, decide)
+        sections.walk(sections.round_hyper(self.hyper), decide)
         return _State(*(np.concatenate(parts, 1) for parts in zip(*found, strict=True)))
 
     def _cost(self, state: _State) -> tuple[float, NDArray[np.float32]]:

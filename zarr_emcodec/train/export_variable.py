@@ -307,8 +307,7 @@ def _costs(
                 bits = np.where(stored, model.costs.bits[moved, column], 0.0)
                 cost[rows, i, j] += bits.sum(1)
 
-    raw = latents[:, :hyper] * model.hyper_gain[level].reshape(-1, *[1] * len(grid))
-    symbols = np.where(sections.hyper_table > 0, np.rint(raw), 0).astype(np.int32)
+    symbols = sections.round_hyper(latents[:, :hyper])
     count(slice(0, hyper), symbols, sections.hyper_table, 1)
     places = latents[:, hyper:].reshape(1, -1, card.channels, *grid) / model.gain[level].reshape(-1, *[1] * len(grid))
     bounds = np.cumsum([0, *map(len, card.groups)])

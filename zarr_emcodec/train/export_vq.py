@@ -25,7 +25,7 @@ from zarr_emcodec.runtime import canonical_digest, options
 from zarr_emcodec.train.arch.vae2d import PATCH
 from zarr_emcodec.train.arch.vqvae import VQVAE, TwoLevel
 from zarr_emcodec.train.data import Source, StandardSampler
-from zarr_emcodec.train.export import write_card
+from zarr_emcodec.train.export import training_facts, write_card
 from zarr_emcodec.train.graph import macs, to_onnx
 from zarr_emcodec.train.prior import export_prior
 from zarr_emcodec.train.tokens import write_tokens
@@ -87,11 +87,7 @@ def export_vq(
     card["licence"] = licence
     card["parameters"] = sum(p.numel() for p in model.parameters())
     card["voxel_nm"] = {"z": [4, 30] if config.model.ndim == 3 else [4, 120], "y": [4, 30], "x": [4, 30]}
-    card["training"] = {
-        "config": config.to_dict(),
-        "steps": steps,
-        "volumes": [{"file": s.path.name, "weight": s.weight, "held_out_sections": s.held_out} for s in sources],
-    }
+    card["training"] = training_facts(config.to_dict(), steps, sources)
     write_card(folder, card)
     card["measured"] = {"held_out": measure(card, folder.parent, held_out(config, sources))}
     write_card(folder, card)
