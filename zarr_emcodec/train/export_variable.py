@@ -207,13 +207,13 @@ def _networks(model: VariableVAE, config: VariableTrainConfig) -> dict[str, byte
             _Encoder(model),
             {"grey": torch.full((2, 1, *(n * c for n, c in zip(grid, cell, strict=True))), 128.0)},
             ["latents"],
-            byte_from=_BYTE_FROM if shape.ndim == 3 else None,
+            byte_from=_BYTE_FROM,
         ),
         "decoder.onnx": to_onnx(
             _Decoder(model, config),
             {"symbols": torch.zeros(2, latents, *grid), "level": torch.zeros(2, dtype=torch.int64)},
             ["grey"],
-            byte_from=_BYTE_FROM if shape.ndim == 3 else None,
+            byte_from=_BYTE_FROM,
         ),
     }
     powers = model.powers(known_levels(config))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zarr_emcodec.errors import MissingExtraError
@@ -32,8 +33,8 @@ def to_onnx(
     outputs : sequence of str
         Names; each output is an image.
     byte_from : int, optional
-        Convolutions with a window and at least so many weights are stored in a byte each, with a scale for each output
-        channel; all other large weights in float16.
+        Weights of layers with at least so many are stored in a byte each, with a scale for each channel; all others of
+        any size in float16.
 
     Returns
     -------
@@ -91,24 +92,33 @@ def _halve_weights(graph: Any) -> None:
 
 
 def _weights_as_bytes(graph: Any, least: int) -> None:
-    """Windows of residual blocks as int8 with a float32 scale for each output channel."""
+    """Weights of large layers as int8 with a float32 scale for each channel, of the outputs or of the inputs."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes = []
     for i, tensor in enumerate(graph.graph.initializer):
         values = numpy_helper.to_array(tensor)
-        if not tensor.name.endswith("wide.weight") or values.size < least:
+        if not tensor.name.endswith(".weight") or values.size < least:
             continue
         name = tensor.name
-        axes = tuple(range(1, values.ndim))
-        scale = (np.abs(values).max(axis=axes, keepdims=True) / 127).astype(np.float32)
-        whole = np.rint(values / np.maximum(scale, np.finfo(np.float32).tiny)).astype(np.int8)
+        whole, scale = min((_as_bytes(values, axis) for axis in (0, 1)), key=lambda found: _loss(values, *found))
         graph.graph.initializer[i].CopyFrom(numpy_helper.from_array(whole, f"{name}.byte"))
         graph.graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
         nodes.append(helper.make_node("Cast", [f"{name}.byte"], [f"{name}.whole"], to=TensorProto.FLOAT))
         nodes.append(helper.make_node("Mul", [f"{name}.whole", f"{name}.scale"], [name]))
     for node in reversed(nodes):
         graph.graph.node.insert(0, node)
+
+
+def _as_bytes(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    others = tuple(n for n in range(values.ndim) if n != axis)
+    scale = np.abs(values).max(axis=others, keepdims=True).astype(np.float32) / 127
+    scale = np.maximum(scale, np.finfo(np.float32).tiny)
+    return np.rint(values / scale).astype(np.int8), scale
+
+
+def _loss(values: NDArray[np.float32], whole: NDArray[np.int8], scale: NDArray[np.float32]) -> float:
+    return float(np.square(values - whole * scale).sum())
 
 
 def macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from zarr_emcodec.train.arch.vae2d import ArchConfig
@@ -42,6 +43,14 @@ RECIPES: dict[str, TrainConfig] = {
 
 _S16 = RECIPES["vae-2d-s16"].arch
 _S32 = RECIPES["vae-2d-s32"].arch
+_V3 = Arch3dConfig(
+    strides=((4, 4, 4), (2, 2, 2), (1, 1, 2)),
+    channels=192,
+    enc_widths=(56, 112, 144),
+    enc_blocks=(0, 1, 1),
+    dec_widths=(56, 128, 160),
+    dec_blocks=(1, 1, 2),
+)
 
 VQ_RECIPES: dict[str, VQTrainConfig] = {
     # one token for each 4 x 4, 8 x 8, 16 x 16 voxels; four share a cell of twice the edge
@@ -67,14 +76,7 @@ VQ_RECIPES: dict[str, VQTrainConfig] = {
     ),
     "vqvae-3d-256": VQTrainConfig(
         model=VQConfig(
-            Arch3dConfig(
-                strides=((4, 4, 4), (2, 2, 2), (1, 1, 2)),
-                channels=192,
-                enc_widths=(56, 112, 144),
-                enc_blocks=(0, 1, 1),
-                dec_widths=(56, 128, 160),
-                dec_blocks=(1, 1, 2),
-            ),
+            _V3,
             lattice=(1, 2, 2),
         ),
         crop=(32, 64, 96),
@@ -98,55 +100,45 @@ VQ_RECIPES: dict[str, VQTrainConfig] = {
 }
 
 VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
-    # transforms of vae-2d-s16 with one more residual block in each stage: start from it
+    # start from vae-2d-s32: its 256 latents of 32 x 32 voxels serve the low rates, those that are added the high ones
     "vae-2d-best": VariableTrainConfig(
-        model=VariableConfig(
-            ArchConfig(
-                stride=16,
-                channels=192,
-                step_min=1.5,
-                step_max=1600.0,
-                enc_widths=(64, 128),
-                enc_blocks=(2, 2),
-                dec_widths=(64, 160),
-                dec_blocks=(3, 3),
-            ),
-        ),
+        model=VariableConfig(dataclasses.replace(_S32, channels=704, step_min=2.5, step_max=1200.0), hyper=32),
+        step_low=4.0,
+        step_high=800.0,
+        crop=(256, 256),
+        batch=6,
+        rate=8e-4,
     ),
+    # a third of the multiplications; starts from the block KLT
     "vae-2d-fast": VariableTrainConfig(
         model=VariableConfig(
             ArchConfig(
-                stride=16,
-                channels=192,
-                step_min=1.5,
-                step_max=1600.0,
-                enc_widths=(40, 96),
-                enc_blocks=(1, 1),
-                dec_widths=(40, 112),
-                dec_blocks=(1, 1),
+                stride=32,
+                channels=512,
+                step_min=2.5,
+                step_max=1200.0,
+                enc_widths=(32, 64, 96),
+                enc_blocks=(1, 1, 1),
+                dec_widths=(32, 64, 128),
+                dec_blocks=(1, 1, 1),
             ),
             hyper=16,
             hyper_width=48,
             context_width=64,
         ),
+        step_low=4.0,
+        step_high=800.0,
+        crop=(256, 256),
+        batch=6,
+        rate=1.5e-3,
+        rate_linear=2e-4,
     ),
-    # the transforms of vqvae-3d-256 over a band of steps: start from its checkpoint
+    # start from vqvae-3d-256, which was trained where volumes are worth most; added latents serve the high rates
     "vae-3d": VariableTrainConfig(
         model=VariableConfig(
-            Arch3dConfig(
-                strides=((4, 4, 4), (2, 2, 2), (1, 1, 2)),
-                channels=192,
-                step_min=8.0,
-                step_max=1600.0,
-                enc_widths=(56, 112, 144),
-                enc_blocks=(0, 1, 1),
-                dec_widths=(56, 128, 160),
-                dec_blocks=(1, 1, 2),
-            ),
-            hyper=32,
-            context_width=96,
+            dataclasses.replace(_V3, channels=512, step_min=4.0, step_max=1600.0), hyper=32, context_width=96
         ),
-        step_low=25.0,
+        step_low=7.0,
         step_high=800.0,
         crop=(16, 96, 96),
         batch=4,
@@ -180,6 +172,6 @@ def standard_sources(folder: Path) -> list[Source]:
 VARIABLE_RATIOS: dict[str, tuple[float, float]] = {
     "vae-2d-best": (4.0, 512.0),
     "vae-2d-fast": (4.0, 512.0),
-    "vae-3d": (24.0, 512.0),
+    "vae-3d": (8.0, 512.0),
 }
 """The ratios that the variable-rate models are offered for."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zarr_emcodec.train.arch.vae2d import ArchConfig, VAE2d
@@ -20,6 +21,7 @@ from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
 from zarr_emcodec.train.klt import fit_block_klt, fit_klt
 from zarr_emcodec.train.loop import Budgeted
 from zarr_emcodec.train.losses import LAMBDA, rate_distortion
+from zarr_emcodec.train.widen import take_over
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class VariableTrainConfig:
     minutes: float = 90.0  # the budget that the learning rate follows
     rate: float = 1e-3  # Adam, convolutional paths and entropy model
     rate_linear: float = 1e-4  # KLT weights are small and already good: move them gently
+    rate_scales: float = 2e-2  # scales count in table indices, tens of units wide where weights are fractions of one
     warm_up: int = 200  # steps until the full learning rate; the first gradients of a zero head are erratic
     clip: float = 1.0  # gradient norm
     seed: int = 0
@@ -79,8 +82,8 @@ class VariableTrainer(Budgeted):
     device : str
         "cpu" or "cuda".
     start : VariableVAE, VAE2d or VQVAE, optional
-        A trained network of the configured shape, or one whose transforms to go on from: further residual blocks start
-        as the identity. The block KLT of the volumes when not given.
+        A trained network of the configured shape, or one whose transforms to go on from: it may have fewer latents and
+        residual blocks. The block KLT of the volumes when not given.
     """
 
     def __init__(
@@ -96,12 +99,13 @@ class VariableTrainer(Budgeted):
         self.config = config
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self.rates = (config.rate_linear, config.rate)
+        self.rates = (config.rate_linear, config.rate, config.rate_scales)
         self.model: VariableVAE = VariableVAE(config.model).to(self.device)
         linear: list[Tensor] = [self.model.analysis.linear.weight, self.model.synthesis.linear.weight]
-        chosen = {id(p) for p in linear}
+        scales = [self.model.context.base, self.model.context.hyper_base]
+        chosen = {id(p) for p in linear + scales}
         others = [p for p in self.model.parameters() if id(p) not in chosen and p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": linear}, {"params": others}]
+        groups: list[dict[str, Any]] = [{"params": linear}, {"params": others}, {"params": scales}]
         self.optimiser = torch.optim.Adam(groups, lr=config.rate, betas=(0.9, 0.98))
         saved = torch.load(checkpoint, map_location=self.device, weights_only=True) if checkpoint.exists() else None
         # a resumed run must not draw the crops of its first minutes again
@@ -115,17 +119,30 @@ class VariableTrainer(Budgeted):
             self.model.load_state_dict(saved["model"])
             self.optimiser.load_state_dict(saved["optimiser"])
             self.step, self.elapsed_s = saved["step"], saved["elapsed_s"]
-        elif isinstance(start, VariableVAE):
+        elif isinstance(start, VariableVAE) and start.config == config.model:
             self.model.load_state_dict(start.state_dict())
-        elif start is not None:
-            go_on_from(self.model, start)
-            if not isinstance(start, VAE2d):
-                self._measure_latents()
+        elif start is None:
+            self.model.start_from_klt(*self._klt(config.model.arch.channels))
+            self._measure_hyper()
         else:
-            self._start_from_klt()
+            old = start.config if isinstance(start, VAE2d) else start.config.arch
+            klt = self._klt(math.prod(config.model.stride)) if old.channels < config.model.arch.channels else None
+            take_over(self.model, start.state_dict(), old, klt)
+            self._measure_latents()
+            self._measure_hyper()
         self.random = np.random.default_rng(seed)
         steps = config.model.steps()
         self.levels = np.flatnonzero((steps >= config.step_low) & (steps <= config.step_high))
+
+    @torch.no_grad()
+    def _measure_hyper(self) -> None:
+        """Scales of the hyper-latents, which are random features yet and must not cost much at coarse levels."""
+        model = self.model
+        squares = []
+        for _ in range(8):
+            places = model.split(model.analysis(self.sampler.batch(2).to(self.device)))
+            squares.append(model.raw_hyper(places).square().transpose(0, 1).flatten(1).mean(1))
+        model.start_hyper(torch.stack(squares).mean(0).sqrt())
 
     @torch.no_grad()
     def _measure_latents(self) -> None:
@@ -137,15 +154,15 @@ class VariableTrainer(Budgeted):
         self.model.variance.copy_(total / 40)
         self.model.start_scales()
 
-    def _start_from_klt(self) -> None:
+    def _klt(self, components: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Principal axes of blocks of the volumes, and their standard deviations."""
         arch = self.config.model.arch
         if isinstance(arch, ArchConfig):
             draws = (self.sampler.raw_crop(512) for _ in range(300))  # type: ignore[arg-type]
-            self.model.start_from_klt(*fit_klt(draws, arch.stride, arch.channels))
-        else:
-            edges = tuple(6 * n for n in arch.stride)
-            draws = (self.sampler.raw_crop(edges) for _ in range(400))  # type: ignore[arg-type]
-            self.model.start_from_klt(*fit_block_klt(draws, arch.stride, arch.channels))
+            return fit_klt(draws, arch.stride, components)
+        edges = tuple(6 * n for n in arch.stride)
+        draws = (self.sampler.raw_crop(edges) for _ in range(400))  # type: ignore[arg-type]
+        return fit_block_klt(draws, arch.stride, components)
 
     def _advance(self, share: float) -> dict[str, float]:
         config = self.config
@@ -205,22 +222,6 @@ class VariableTrainer(Budgeted):
             costs = [bits + error / (LAMBDA * self.model.steps(torch.tensor([level])) ** 2) for bits, error in found]
             table["cost"].append(round(float(torch.cat(costs).mean()), 4))
         return table
-
-
-@torch.no_grad()
-def go_on_from(model: VariableVAE, start: VAE2d | VQVAE) -> None:
-    """Take over the transforms of a trained network; residual blocks that it lacks become the identity."""
-    own, given = model.state_dict(), start.state_dict()
-    for name, value in own.items():
-        if name.startswith(("analysis.", "synthesis.")):
-            if name in given:
-                value.copy_(given[name])
-            elif ".point." in name:
-                value.zero_()
-    if isinstance(start, VAE2d):
-        model.log_step[0] = start.log_step
-        model.variance.copy_(2 * torch.exp(2 * start.log_scale))
-        model.start_scales()
 
 
 def load_variable(path: Path) -> tuple[VariableVAE, VariableTrainConfig, int]:

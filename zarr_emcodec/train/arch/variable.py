@@ -126,9 +126,6 @@ class VariableVAE(nn.Module):
         self.context = Context(config.context)
         self.log_step = nn.Parameter(torch.zeros(3, arch.channels))
         self.log_hyper = nn.Parameter(torch.zeros(4, config.hyper))
-        with torch.no_grad():
-            self.log_hyper[0] = 1.0
-            self.context.hyper_base[0] = 20.0
         self.register_buffer("variance", torch.ones(arch.channels))
 
     @torch.no_grad()
@@ -153,6 +150,22 @@ class VariableVAE(nn.Module):
         spread = self.variance.sqrt()[None] / self.gains(levels)
         index = 1 + torch.log(spread.clamp(min=1e-3) / 0.08) / math.log(SCALE_RATIO)
         self.context.base.copy_(torch.linalg.lstsq(full, index).solution)
+
+    @torch.no_grad()
+    def start_hyper(self, deviations: Tensor) -> None:
+        """Gains and scales of hyper-latents whose deviations ``[Z]`` before the gain are given.
+
+        At the finest level they begin with a deviation of two steps, at the coarsest with none that is coded: what
+        they are worth there is less than their bits until the networks have learnt to use them.
+        """
+        levels = torch.arange(LEVELS)
+        self.log_hyper.zero_()
+        self.log_hyper[0] = math.log(0.2) - torch.log(deviations.clamp(min=1e-6))
+        self.log_hyper[1] = -math.log(10.0)
+        powers = self.powers(levels)
+        full = torch.cat([torch.ones(LEVELS, 1), powers], 1)
+        index = 1 + torch.log(deviations[None] * self.hyper_gains(levels) / 0.08) / math.log(SCALE_RATIO)
+        self.context.hyper_base.copy_(torch.linalg.lstsq(full, index).solution)
 
     def coarseness(self, levels: Tensor) -> Tensor:
         """Number of a level, mapped to [-1, 1] over the ladder."""
@@ -181,9 +194,14 @@ class VariableVAE(nn.Module):
 
     def hyper_latents(self, places: Tensor, levels: Tensor) -> Tensor:
         """Before rounding, ``[B, Z, *grid]``, from latents ``[B, P, C, *grid]`` in grey levels."""
+        raw = self.raw_hyper(places)
+        return raw * self.hyper_gains(levels).reshape(*raw.shape[:2], *[1] * self.config.ndim)
+
+    def raw_hyper(self, places: Tensor) -> Tensor:
+        """Before a level's gain, ``[B, Z, *grid]``."""
         spread = torch.rsqrt(self.variance + 1)[None, None].reshape(1, 1, -1, *[1] * self.config.ndim)
         raw: Tensor = self.hyper((places * spread).flatten(1, 2)).float()
-        return raw * self.hyper_gains(levels).reshape(*raw.shape[:2], *[1] * self.config.ndim)
+        return raw
 
     def hyper_gains(self, levels: Tensor) -> Tensor:
         """What hyper-latents are multiplied with, ``[B, Z]``."""
