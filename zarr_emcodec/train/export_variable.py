@@ -121,7 +121,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.synthesis = model.synthesis
         self.places = _Places(model.config)
-        self.register_buffer("gain", model.gains(torch.arange(LEVELS)))
+        self.register_buffer("gain", _gains(model))
         self.register_buffer("variance", model.variance[None])
         coarse = model.coarseness(known_levels(config))
         self.register_buffer("coarseness", model.synthesis.powers(coarse))
@@ -222,6 +222,11 @@ def _networks(model: VariableVAE, config: VariableTrainConfig) -> dict[str, byte
     return files
 
 
+def _gains(model: VariableVAE) -> Tensor:
+    """Steps of all levels and channels, of a precision that the decoder's float16 keeps: both sides use the same."""
+    return model.gains(torch.arange(LEVELS)).half().float()
+
+
 def _first_tables(model: VariableVAE, config: VariableTrainConfig) -> dict[str, NDArray[Any]]:
     """Members of ``tables.npz`` as training leaves them: Laplace shapes everywhere, no rates."""
     levels, known = torch.arange(LEVELS), known_levels(config)
@@ -230,7 +235,7 @@ def _first_tables(model: VariableVAE, config: VariableTrainConfig) -> dict[str, 
     # scales follow the step also where the networks' own polynomials were never trained
     beyond = torch.log(model.steps(levels) / model.steps(known))[:, None] / math.log(SCALE_RATIO)
     base = torch.cat([full @ model.context.hyper_base, full @ model.context.base - beyond], 1)
-    gains = model.gains(levels)
+    gains = _gains(model)
     scale = torch.floor(base + 0.5).clamp(-64, N_SCALES).numpy().astype(np.int16)
     return {
         **build_tables(SCALES, SHAPES).to_arrays(),
