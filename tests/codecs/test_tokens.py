@@ -54,7 +54,7 @@ def coded(
     model: TokenModel, level: str, tokens: Tokens, stored: NDArray[np.bool_], top: Tokens | None, counts: list[int]
 ) -> list[tuple[bytes, bool]]:
     near = Candidates(np.zeros((len(tokens), 1, *tokens.shape[1:]), np.float32), tokens[:, None])
-    coder = LevelCoder(model, level, near, 0.0, counts, stored)
+    coder = LevelCoder(model, level, near, [0.0] * len(counts), counts, stored)
     coder.choose(top, OPTIONS)
     return coder.sections(OPTIONS, coded=True)
 
@@ -119,7 +119,7 @@ def test_what_is_stored_costs_what_the_tables_say() -> None:
     model = vq.model()
     tokens = some_tokens(model, (4, 64, 64))
     near = Candidates(np.zeros((4, 1, 64, 64), np.float32), tokens[:, None])
-    coder = LevelCoder(model, "top", near, 0.0, [4], np.ones(tokens.shape, bool))
+    coder = LevelCoder(model, "top", near, [0.0], [4], np.ones(tokens.shape, bool))
     coder.choose(None, OPTIONS)
     bits = 0.0
     numbers = group_numbers(model, "top", (64, 64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,23 @@ def test_the_ratio_asked_for_is_the_least(dtype: str, ratio: float) -> None:
     chunk = as_dtype(tissue(8, 128, 128), dtype)
     data = encode(chunk, ratio=ratio)
     assert chunk.nbytes / len(data) >= ratio * chunk.itemsize
+
+
+@pytest.mark.parametrize("words", [{"ratio": 64}, {"ratio": 12.8}, {"ratio": 32, "model": "tiny-vq3d"}], ids=str)
+def test_frames_over_their_budget_are_brought_just_under_it(words: dict[str, Any]) -> None:
+    chunk = tissue(2, 192, 192)
+    free = encode(chunk, price=0, **words)
+    spec = VQVAESpec(**words)
+    for share in (0.97, 0.9):  # as where metadata take the rest
+        tight = replace(spec, ratio=chunk.nbytes / (share * len(free)))
+        (data,) = encode_many(tight, [chunk])
+        assert 0.985 * share <= len(data) / len(free) <= share
+
+
+def test_what_a_frame_is_brought_to_does_not_depend_on_its_batch() -> None:
+    chunks = [*np.split(tissue(8, 128, 128), 4), noise((2, 128, 128)), tissue(3, 128, 128)]
+    spec = replace(VQVAESpec(ratio=64), ratio=80.0)
+    assert encode_many(spec, chunks) == [encode_many(spec, [chunk])[0] for chunk in chunks]
 
 
 def test_top_and_full_are_tiers_of_one_frame() -> None:

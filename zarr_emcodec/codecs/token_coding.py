@@ -84,8 +84,8 @@ class LevelCoder:
         Whose tables and groups.
     near : Candidates
         Codes to choose from.
-    price : float
-        Squared standard deviations that a bit is worth.
+    prices : sequence of float
+        For each frame, the squared standard deviations that a bit is worth.
     counts : sequence of int
         How many sections or volumes of the batch each frame holds.
     stored : ndarray of bool, shape (n, \\*grid)
@@ -95,7 +95,7 @@ class LevelCoder:
     model: TokenModel
     level: str
     near: Candidates
-    price: float
+    prices: Sequence[float]
     counts: Sequence[int]
     stored: Mask
     tokens: Tokens = field(init=False)
@@ -109,13 +109,15 @@ class LevelCoder:
     def choose(self, top: Tokens | None, options: Options) -> None:
         """Walk the groups: settle each token with the price of its bits, and note its table."""
         cost = self.model.tables[self.level].cost_bits
+        prices = np.repeat(np.array(self.prices, np.float32), self.counts)
+        price = np.broadcast_to(prices.reshape(-1, *[1] * (self.tokens.ndim - 1)), self.tokens.shape)
 
         def decide(here: Mask, index: NDArray[np.uint16]) -> NDArray[np.integer]:
             chosen = self.tokens[here]
-            if self.price:
+            if prices.any():
                 code = np.moveaxis(self.near.code, 1, -1)[here]
                 bits = cost[index[:, None], code]
-                best = (np.moveaxis(self.near.excess, 1, -1)[here] + np.float32(self.price) * bits).argmin(-1)
+                best = (np.moveaxis(self.near.excess, 1, -1)[here] + price[here][:, None] * bits).argmin(-1)
                 chosen = code[np.arange(len(code)), best]
             for items, part, table in zip(self._items, self.split(here, chosen), self.split(here, index), strict=True):
                 items.append((part.astype(np.int32), table))

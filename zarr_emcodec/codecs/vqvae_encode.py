@@ -9,7 +9,7 @@ a guard that the top misses is kept by the bottom tokens, or by a lossless frame
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -30,8 +30,9 @@ from zarr_emcodec.codecs.token_frames import (
     stored_tokens,
     summed,
 )
+from zarr_emcodec.codecs.token_rate import PriceSearch
 from zarr_emcodec.codecs.token_search import refine
-from zarr_emcodec.codecs.tokens import Contrast, Image, TokenModel, Tokens, token_model_of
+from zarr_emcodec.codecs.tokens import Candidates, Contrast, Image, TokenModel, Tokens, token_model_of
 from zarr_emcodec.codecs.vqvae import VQVAESpec
 from zarr_emcodec.errors import SpecError
 from zarr_emcodec.frame import Tier
@@ -39,10 +40,12 @@ from zarr_emcodec.runtime import Options
 
 S = TypeVar("S", bound=np.generic)
 _PRICED = 32  # codes that are weighed against their bits, at least
-_CANDIDATES = 1 << 22  # in memory for all tokens of a level, unless that is fewer for each
-_FIRST_PRICE = 0.03  # squared deviations a bit, for each voxel of a token: below it hardly a token changes
-_PRICE_STEP = 1.4
-_TRIES = 13  # the last costs a squared deviation and more for each voxel: nothing is left to squeeze out
+_CANDIDATES = 1 << 18  # for each plane of voxels, unless that is fewer for each token
+_AT_ONCE = 1 << 22  # candidates in memory, of more than one chunk
+# squared deviations a bit, for each voxel of a token
+_FIRST_PRICE, _LAST_PRICE = 0.02, 1.7  # below the first hardly a token changes; above the last nothing is left
+_PRICE_OF_EXCESS = 1.0  # on top for a frame of twice its room: what most frames need
+_CLOSE = 0.004  # of its room that a frame may leave: a further per cent would cost some 0.05 dB
 
 
 @dataclass(eq=False)
@@ -109,13 +112,13 @@ class VQJob(ChunkJob[VQVAESpec]):
         tokens = summed(np.ones((1, *grid), np.float32), (BLOCK,) * len(grid)).astype(np.int64)
         return choose_blocks(missed, np.broadcast_to(tokens, missed.shape), self.keep)
 
-    def over_budget(self, model: TokenModel) -> bool:
-        """Whether the frame is larger than the ratio allows."""
+    def room(self, model: TokenModel) -> float:
+        """Bytes that the ratio allows for what the frame stores."""
         if self.kept == self.spec.keep:
-            return len(self.frame) > self.budget
+            return self.budget
         # another share than the spec's: by the arithmetic of fixed fields, with the spec's room for metadata
         ratio = (self.spec.ratio or 1.0) * model.card.ratio(self.kept) / model.card.ratio(self.spec.keep or 0.0)
-        return len(self.frame) > max(self.tissue_of(self.native).nbytes / ratio, LEAST_BUDGET)
+        return max(self.tissue_of(self.native).nbytes / ratio, LEAST_BUDGET)
 
 
 def encode(jobs: Sequence[VQJob], options: Options) -> None:
@@ -135,17 +138,42 @@ def encode(jobs: Sequence[VQJob], options: Options) -> None:
 
 
 def _settle(jobs: Sequence[VQJob], model: TokenModel, options: Options) -> None:
-    """Frames within their budget, at the lowest price on bits that gets there."""
+    """Frames within their budget, at about the lowest price on bits that gets there."""
     spec = jobs[0].spec
-    price = model.card.price if spec.price is None else spec.price
     coded = spec.mode == "entropy" and "top" in model.tables
-    left = list(jobs)
-    for _ in range(_TRIES):
-        _code(left, model, price if coded else 0.0, coded, options)
-        left = [job for job in left if coded and job.over_budget(model)]
-        if not left:
-            return
-        price = max(price * _PRICE_STEP, _FIRST_PRICE * math.prod(model.card.stride))
+    price = (model.card.price if spec.price is None else spec.price) if coded else 0.0
+    near = _top_candidates(jobs, model, options, priced=price > 0)
+    _code(jobs, near, [price] * len(jobs), model, coded, options)
+    if coded:
+        for some in _batches([job for job in jobs if len(job.frame) > job.room(model)], model):
+            _squeeze(some, price, model, options)
+
+
+def _squeeze(jobs: Sequence[VQJob], price: float, model: TokenModel, options: Options) -> None:
+    """Raise the price on the bits of frames that are over their budget at `price`, each until it just fits."""
+    near = _top_candidates(jobs, model, options, priced=True)
+    ends = np.cumsum([len(job.image) for job in jobs])[:-1]
+    parts = [Candidates(*both) for both in zip(*(np.split(values, ends) for values in near), strict=True)]
+    searches = [_price_search(job, price, model) for job in jobs]
+    kept = [(job.frame, job.kept) for job in jobs]
+    while left := [i for i, search in enumerate(searches) if search.price is not None]:
+        some = [jobs[i] for i in left]
+        some_near = Candidates(_joined([parts[i].excess for i in left]), _joined([parts[i].code for i in left]))
+        _code(some, some_near, [searches[i].price or 0.0 for i in left], model, True, options)
+        for i in left:
+            if searches[i].tell(len(jobs[i].frame) / jobs[i].room(model)):
+                kept[i] = jobs[i].frame, jobs[i].kept
+    for job, (frame, share) in zip(jobs, kept, strict=True):
+        job.frame, job.kept = frame, share
+
+
+def _price_search(job: VQJob, price: float, model: TokenModel) -> PriceSearch:
+    """The search for a frame that is over its budget at a price."""
+    room, voxels = job.room(model), math.prod(model.card.stride)
+    fill = len(job.frame) / room
+    guess = voxels * (_FIRST_PRICE + _PRICE_OF_EXCESS * (fill - 1))
+    close = max(_CLOSE, 1 / room)  # small frames cannot come closer than a byte
+    return PriceSearch(price, fill, guess=guess, ceiling=voxels * _LAST_PRICE, close=close)
 
 
 def _settle_guard(jobs: Sequence[VQJob], model: TokenModel, options: Options) -> None:
@@ -162,20 +190,22 @@ def _settle_guard(jobs: Sequence[VQJob], model: TokenModel, options: Options) ->
         job.frame = job.lossless()
 
 
-def _code(jobs: Sequence[VQJob], model: TokenModel, price: float, coded: bool, options: Options) -> None:
-    """Frames of jobs of one padded shape at a price."""
-    spec = jobs[0].spec
-    image = _joined([job.image for job in jobs])
+def _code(
+    jobs: Sequence[VQJob],
+    near: Candidates,
+    prices: Sequence[float],
+    model: TokenModel,
+    coded: bool,
+    options: Options,
+) -> None:
+    """Frames of jobs of one padded shape, each at its price, from the candidates of their top tokens."""
     counts = [len(job.image) for job in jobs]
-    count = _weighed(model, image, "top") if price else 1 + spec.effort
-    near = model.nearest("top", image, None, count, options)
-    near = refine(model, near, image, spec.effort, options)
-    top = LevelCoder(model, "top", near, price, counts, np.ones(near.code[:, 0].shape, bool))
+    top = LevelCoder(model, "top", near, prices, counts, np.ones(near.code[:, 0].shape, bool))
     if coded:
         top.choose(None, options)
     tops = top.sections(options, coded=coded)
     richer = [i for i, job in enumerate(jobs) if job.keep or job.region is not None]
-    bottoms = _bottoms(jobs, richer, model, top.tokens, price, coded, options) if richer else {}
+    bottoms = _bottoms(jobs, richer, model, top.tokens, prices, coded, options) if richer else {}
     for i, (job, (section, top_coded)) in enumerate(zip(jobs, tops, strict=True)):
         blocks, bottom = bottoms.get(i, (None, None))
         job.kept = 0.0 if bottom is None else bottom.kept
@@ -200,7 +230,7 @@ def _bottoms(
     which: Sequence[int],
     model: TokenModel,
     top: Tokens,
-    price: float,
+    prices: Sequence[float],
     coded: bool,
     options: Options,
 ) -> dict[int, tuple[Mask, _Bottom | None]]:
@@ -216,9 +246,10 @@ def _bottoms(
     image = _joined([jobs[i].image for i in there])
     grid = model.grid(image.shape[1:], "bottom")
     stored = _joined([stored_tokens(blocks[i], grid) for i in there])
-    count = _weighed(model, image, "bottom") if price else 1
+    prices = [prices[i] for i in there]
+    count = _weighed(model, image, "bottom") if any(prices) else 1
     near = model.nearest("bottom", image, _joined([decoded[i] for i in there]), count, options)
-    level = LevelCoder(model, "bottom", near, price, [len(jobs[i].image) for i in there], stored)
+    level = LevelCoder(model, "bottom", near, prices, [len(jobs[i].image) for i in there], stored)
     coded = coded and "bottom" in model.tables
     if coded:
         level.choose(_joined([top[spans[i]] for i in there]), options)
@@ -229,10 +260,33 @@ def _bottoms(
     return out
 
 
+def _top_candidates(jobs: Sequence[VQJob], model: TokenModel, options: Options, *, priced: bool) -> Candidates:
+    """Codes near to the top's vectors: as many as are tried by decoding, or as are weighed against their bits."""
+    image, effort = _joined([job.image for job in jobs]), jobs[0].spec.effort
+    count = max(_weighed(model, image, "top"), 1 + effort) if priced else 1 + effort
+    return refine(model, model.nearest("top", image, None, count, options), image, effort, options)
+
+
 def _weighed(model: TokenModel, image: Image, level: str) -> int:
     """How many codes of each token are weighed against their bits: all, where memory allows."""
-    tokens = len(image) * math.prod(model.grid(image.shape[1:], level))
-    return max(_PRICED, _CANDIDATES // tokens)
+    planes = image.shape[1] if image.ndim > 3 else 1
+    # of the image alone, whatever is in the batch beside it
+    return max(_PRICED, _CANDIDATES * planes // math.prod(model.grid(image.shape[1:], level)))
+
+
+def _batches(jobs: Sequence[VQJob], model: TokenModel) -> Iterator[Sequence[VQJob]]:
+    """Jobs of one padded shape in such numbers that their candidates fit in memory."""
+    if not jobs:
+        return
+    image = jobs[0].image
+    each = _weighed(model, image, "top") * math.prod(model.grid(image.shape[1:], "top"))
+    some: list[VQJob] = []
+    for job in jobs:
+        if some and each * sum(len(other.image) for other in (*some, job)) > _AT_ONCE:
+            yield some
+            some = []
+        some.append(job)
+    yield some
 
 
 def _joined(parts: Sequence[NDArray[S]]) -> NDArray[S]:
