@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -166,6 +167,7 @@ def sweeps(bench: Bench, args: argparse.Namespace) -> list[dict[str, Any]]:
 def measure(bench: Bench, args: argparse.Namespace, name: str) -> dict[str, Any]:
     """The record of one volume; pictures are written on the way."""
     points: list[dict[str, Any]] = []
+    load = os.getloadavg()[0]
     tuned = {card_id(folder) for folder in args.fine_tuned}
     for ratio, words in cases(args):
         rows, looks = our_points(bench, ratio, words)
@@ -190,6 +192,8 @@ def measure(bench: Bench, args: argparse.Namespace, name: str) -> dict[str, Any]
         "voxel_nm": args.voxel_nm,
         "threads": 1,
         "machine": machine(),
+        # processes that wanted a core before and after; speeds are of CPU time, but caches and memory are shared
+        "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
         "versions": versions(OURS + PEERS),
         "uncompressed": bench.uncompressed(),
         "fine_tuned": {card_id(folder): training(folder) for folder in args.fine_tuned},
