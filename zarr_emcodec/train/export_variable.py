@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zarr_emcodec import transform
 from zarr_emcodec.codecs import inference
@@ -30,7 +28,8 @@ from zarr_emcodec.runtime import canonical_digest
 from zarr_emcodec.runtime.model import open_model
 from zarr_emcodec.runtime.options import current
 from zarr_emcodec.train.arch.context import N_SCALES, SCALE_FIRST, SCALE_RATIO
-from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
+from zarr_emcodec.train.arch.variable import LEVELS, VariableVAE
+from zarr_emcodec.train.cells import CellDecoder, CellEncoder, gains_of_levels
 from zarr_emcodec.train.context_graph import group_onnx, integer_group
 from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
 from zarr_emcodec.train.export import SHAPES, best_index, measure, training_facts, write_card
@@ -42,99 +41,9 @@ _LAPLACE = SHAPES.index(1.0)  # what training assumes
 _FITTED_LEVELS = 24  # those between take the nearest one's shapes
 _CHANGES = (-2, -1, 0, 1, 2)  # of a scale's index, tried with each shape
 _CROPS = {2: 24, 3: 12}
-_BYTE_FROM = 1 << 16  # weights of a window in 3-D: there are millions, and a byte each costs hundredths of a decibel
+_BYTE_FROM = 1 << 16  # weights of a layer: there are millions, and a byte each costs hundredths of a decibel
 
 Volumes = Sequence[NDArray[np.float32]]
-
-
-class _Places(nn.Module):
-    """Latents ``[B, C, *grid]`` to places ``[B, P * C, *grid / 2]`` in coding order, and back."""
-
-    order: Tensor
-    back: Tensor
-
-    def __init__(self, config: VariableConfig) -> None:
-        super().__init__()
-        self.ndim = config.ndim
-        context, channels = config.context, config.arch.channels
-        coding = [place for group in context.groups for place in group]
-        places = len(context.places)
-        # both interleavings put the places of one channel side by side
-        order = torch.tensor([c * places + place for place in coding for c in range(channels)])
-        self.register_buffer("order", order)
-        self.register_buffer("back", torch.argsort(order))
-        if self.ndim == 3:
-            eye = torch.eye(places).reshape(places, 1, 2, 2, 2).repeat(channels, 1, 1, 1, 1)
-            self.register_buffer("eye", eye)
-            self.channels = channels
-
-    def split(self, latents: Tensor) -> Tensor:
-        """To places."""
-        if self.ndim == 2:
-            parts = F.pixel_unshuffle(latents, 2)
-        else:
-            parts = F.conv3d(latents, self.eye, stride=2, groups=self.channels)  # type: ignore[arg-type]
-        return torch.index_select(parts, 1, self.order)
-
-    def join(self, places: Tensor) -> Tensor:
-        """From places."""
-        parts = torch.index_select(places, 1, self.back)
-        if self.ndim == 2:
-            return F.pixel_shuffle(parts, 2)
-        return F.conv_transpose3d(parts, self.eye, stride=2, groups=self.channels)  # type: ignore[arg-type]
-
-
-class _Encoder(nn.Module):
-    """Grey levels to hyper-latents (before their gain) and latents of each cell."""
-
-    spread: Tensor
-    row_major: Tensor
-
-    def __init__(self, model: VariableVAE) -> None:
-        super().__init__()
-        config = model.config
-        self.analysis = model.analysis
-        self.hyper = model.hyper
-        self.places = _Places(config)
-        coding = [place for group in config.context.groups for place in group]
-        channels = config.arch.channels
-        at = {place: i for i, place in enumerate(coding)}
-        row_major = [at[p] * channels + c for p in range(len(coding)) for c in range(channels)]
-        self.register_buffer("row_major", torch.tensor(row_major))
-        spread = torch.rsqrt(model.variance + 1).repeat(len(coding))
-        self.register_buffer("spread", spread.reshape(1, -1, *[1] * config.ndim))
-
-    def forward(self, grey: Tensor) -> Tensor:
-        places = self.places.split(self.analysis(grey))
-        hyper = self.hyper(torch.index_select(places, 1, self.row_major) * self.spread)
-        return torch.cat([hyper, places], 1)
-
-
-class _Decoder(nn.Module):
-    """Latents in steps to grey levels, with the steps and the coarseness of each level looked up in tables."""
-
-    gain: Tensor
-    variance: Tensor
-    coarseness: Tensor
-
-    def __init__(self, model: VariableVAE, config: VariableTrainConfig) -> None:
-        super().__init__()
-        self.synthesis = model.synthesis
-        self.places = _Places(model.config)
-        self.register_buffer("gain", _gains(model))
-        self.register_buffer("variance", model.variance[None])
-        coarse = model.coarseness(known_levels(config))
-        self.register_buffer("coarseness", model.synthesis.powers(coarse))
-
-    def forward(self, symbols: Tensor, level: Tensor) -> Tensor:
-        gain = torch.index_select(self.gain, 0, level)
-        film = self.synthesis.film(torch.index_select(self.coarseness, 0, level))
-        one = [1] * (symbols.ndim - 2)
-        latents = self.places.join(symbols) * gain.reshape(-1, self.gain.shape[1], *one)
-        spread = torch.sqrt(self.variance + gain * gain)
-        squashed = latents / spread.reshape(-1, self.gain.shape[1], *one)
-        grey: Tensor = self.synthesis.synthesise(latents, squashed, film)
-        return grey
 
 
 def export(
@@ -204,13 +113,13 @@ def _networks(model: VariableVAE, config: VariableTrainConfig) -> dict[str, byte
     latents = 2**shape.ndim * shape.arch.channels
     files = {
         "encoder.onnx": to_onnx(
-            _Encoder(model),
+            CellEncoder(model),
             {"grey": torch.full((2, 1, *(n * c for n, c in zip(grid, cell, strict=True))), 128.0)},
             ["latents"],
             byte_from=_BYTE_FROM,
         ),
         "decoder.onnx": to_onnx(
-            _Decoder(model, config),
+            CellDecoder(model, config),
             {"symbols": torch.zeros(2, latents, *grid), "level": torch.zeros(2, dtype=torch.int64)},
             ["grey"],
             byte_from=_BYTE_FROM,
@@ -222,11 +131,6 @@ def _networks(model: VariableVAE, config: VariableTrainConfig) -> dict[str, byte
     return files
 
 
-def _gains(model: VariableVAE) -> Tensor:
-    """Steps of all levels and channels, of a precision that the decoder's float16 keeps: both sides use the same."""
-    return model.gains(torch.arange(LEVELS)).half().float()
-
-
 def _first_tables(model: VariableVAE, config: VariableTrainConfig) -> dict[str, NDArray[Any]]:
     """Members of ``tables.npz`` as training leaves them: Laplace shapes everywhere, no rates."""
     levels, known = torch.arange(LEVELS), known_levels(config)
@@ -235,7 +139,7 @@ def _first_tables(model: VariableVAE, config: VariableTrainConfig) -> dict[str, 
     # scales follow the step also where the networks' own polynomials were never trained
     beyond = torch.log(model.steps(levels) / model.steps(known))[:, None] / math.log(SCALE_RATIO)
     base = torch.cat([full @ model.context.hyper_base, full @ model.context.base - beyond], 1)
-    gains = _gains(model)
+    gains = gains_of_levels(model)
     scale = torch.floor(base + 0.5).clamp(-64, N_SCALES).numpy().astype(np.int16)
     return {
         **build_tables(SCALES, SHAPES).to_arrays(),
@@ -351,7 +255,7 @@ def _card(
     voxels = math.prod(n * c for n, c in zip(grid, shape.cell, strict=True))
     latents = len(places) * shape.arch.channels
     edges = tuple(n * c for n, c in zip(grid, shape.cell, strict=True))
-    decode = macs(_Decoder(model, config), (torch.zeros(1, latents, *grid), torch.zeros(1, dtype=torch.int64)))
+    decode = macs(CellDecoder(model, config), (torch.zeros(1, latents, *grid), torch.zeros(1, dtype=torch.int64)))
     entropy = sum(p.numel() for name, p in model.context.named_parameters() if p.ndim > 1 and "level" not in name)
     per_voxel = entropy / math.prod(shape.cell)
     return {
@@ -378,7 +282,7 @@ def _card(
         "ratio_range": list(ratio_range),
         "parameters": sum(p.numel() for p in model.parameters()),
         "mac_per_voxel": {
-            "encode": round(macs(_Encoder(model), (torch.zeros(1, 1, *edges),)) / voxels, 1),
+            "encode": round(macs(CellEncoder(model), (torch.zeros(1, 1, *edges),)) / voxels, 1),
             "decode": round(decode / voxels + per_voxel, 1),
             "entropy": round(per_voxel, 1),
         },
