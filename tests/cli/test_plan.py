@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from zarr_emcodec.cli.app import app
 from zarr_emcodec.jobs.demo import SAMPLE
-from zarr_emcodec.jobs.plan import Plan
+from zarr_emcodec.jobs.plan import Plan, differences
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +47,18 @@ def test_json_is_the_plan_itself(tmp_path: Path) -> None:
 def test_thresholds_and_a_lossless_region(tmp_path: Path) -> None:
     done = run(SAMPLE, "out.zarr", "--background-below", 40, "--background-above", 250, "--samples", 0, "--json")
     assert json.loads(done.stdout)["tissue"] == {"kind": "threshold", "below": 40, "above": 250}
+
+
+def test_effort_is_of_the_plan_and_what_the_array_promises_of_its_regions_too() -> None:
+    words = (SAMPLE, "out.zarr", "--min-psnr", 28, "--model", "vae-2d-s16", "--samples", 0, "--json")
+    plain, careful = (Plan.from_dict(json.loads(run(*words, *more).stdout)) for more in ((), ("--effort", 3)))
+    assert (plain.codec["effort"], careful.codec["effort"]) == (0, 3)
+    assert differences(plain, careful) == ("codec",)
+    (region,) = Plan.from_dict(
+        json.loads(run(*words, "--effort", 3, "--region", "0:16,0:64,0:64=8").stdout)
+    ).regions  # fmt: skip
+    assert [region["codec"][name] for name in ("effort", "min_psnr")] == [3, 28]
+    assert region["ratio"] == 8
 
 
 @pytest.mark.parametrize(

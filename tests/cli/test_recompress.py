@@ -45,6 +45,16 @@ def test_a_plan_from_a_file(tmp_path: Path) -> None:
     assert "changed by hand" in run("recompress", tmp_path / "plan.json", "--serial", status=2).stderr
 
 
+def test_effort_goes_into_the_plan_and_the_array(tmp_path: Path) -> None:
+    source_of(tmp_path)
+    words = (tmp_path / "in.npy", tmp_path / "out.zarr", "--max-error", 0, "--chunks", "8,32,32", "--effort", 2)
+    planned = json.loads(run("plan", *words, "--samples", 0, "--json").stdout)
+    report = json.loads(run("recompress", *words, "--serial", "--json").stdout)
+    assert report["digest"] == planned["digest"]
+    told = json.loads((tmp_path / "out.zarr" / "zarr.json").read_text())
+    assert '"effort": 2' in json.dumps(told["codecs"])
+
+
 def test_a_pyramid_is_written_level_by_level(tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", np.tile(fibsem()[:4], (1, 3, 3)))
     words = (

@@ -12,6 +12,7 @@ import zarr
 
 from tests.volumes import as_dtype, fibsem
 from zarr_emcodec.adapters import arrays
+from zarr_emcodec.codecs import vae_encode
 from zarr_emcodec.errors import JobError, MissingExtraError, SpecError
 from zarr_emcodec.frame import inspect
 from zarr_emcodec.jobs import preview as previews
@@ -28,11 +29,13 @@ from zarr_emcodec.jobs.trial import EMPTY, draw, part_of, survey
 from zarr_emcodec.quality import psnr
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from zarr_emcodec.jobs.estimate import Estimate
     from zarr_emcodec.jobs.grid import Box
     from zarr_emcodec.jobs.sources import Source
+    from zarr_emcodec.runtime import Options
 
 CHUNKS = (16, 64, 64)
 
@@ -73,6 +76,20 @@ def test_hours_and_money_follow_from_speed() -> None:
     assert found.cost == pytest.approx(0.5 * found.core_hours)
     assert found.cost_per_pb == pytest.approx(0.5 * found.core_hours_per_pb)
     assert (found.provider, found.threads) == ("cpu", 1)
+
+
+def test_trials_are_coded_with_the_effort_that_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    efforts: list[int] = []
+    settle = vae_encode._settle
+
+    def spy(jobs: Sequence[vae_encode.VAEJob], options: Options) -> None:
+        efforts.extend(job.spec.effort for job in jobs)
+        settle(jobs, options)
+
+    monkeypatch.setattr(vae_encode, "_settle", spy)
+    plan(SAMPLE, "out.zarr", {"ratio": 16, "model": "vae-2d-s16", "effort": 4}, chunks=CHUNKS, samples=1)
+    assert efforts
+    assert set(efforts) == {4}
 
 
 def test_the_seed_says_which_blocks() -> None:

@@ -12,6 +12,8 @@ from zarr_emcodec.cli import console
 from zarr_emcodec.errors import SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from zarr_emcodec.jobs.plan import Plan
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?\s*")
@@ -30,6 +32,9 @@ def plan(
     max_error: Annotated[float | None, typer.Option(help="No voxel is off by more; 0 is lossless.")] = None,
     mode: Annotated[str | None, typer.Option(help="nominal: fixed-width latents.")] = None,
     window: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="Grey range of data beyond uint8.")] = None,
+    effort: Annotated[
+        int | None, typer.Option(min=0, max=9, help="Search or fit longer: better quality, the same decoding.")
+    ] = None,
     region: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,7 +75,7 @@ def plan(
     if preview is not None:
         check_preview(preview, samples)
     words = {"ratio": ratio, "model": model, "min_psnr": min_psnr, "max_error": max_error, "mode": mode,
-             "window": console.two_numbers(window, "window")}  # fmt: skip
+             "window": console.two_numbers(window, "window"), "effort": effort}  # fmt: skip
     with console.progress_bar("sampling", quiet=as_json) as progress:
         made = run(
             source,
@@ -80,7 +85,7 @@ def plan(
             shards=shard_words(shards),
             zarr_format=2 if zarr_format == 2 else 3,
             fill_value=fill_value,
-            regions=[region_words(text, codec) for text in region or ()],
+            regions=[region_words(text, codec, words) for text in region or ()],
             tissue=tissue_words(tissue, background_below, background_above),
             max_memory=size_words(max_memory),
             threads=threads,
@@ -97,13 +102,13 @@ def plan(
         show_plan(made, preview)
 
 
-def codec_words(codec: str, words: dict[str, Any]) -> dict[str, Any]:
+def codec_words(codec: str, words: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a codec of which some words are given."""
     return {"id": f"emcodec_{codec}", **{key: value for key, value in words.items() if value is not None}}
 
 
-def region_words(text: str, codec: str) -> tuple[Any, dict[str, Any]]:
-    """``WHERE=RATIO`` as a region.
+def region_words(text: str, codec: str, words: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """``WHERE=RATIO`` as a region: of the array's codec only ratio and model are another's.
 
     Raises
     ------
@@ -112,16 +117,16 @@ def region_words(text: str, codec: str) -> tuple[Any, dict[str, Any]]:
 
     Examples
     --------
-    >>> region_words("0:64,100:300,0:500=16", "vae")
-    ([[(0, 64), (100, 300), (0, 500)]], {'id': 'emcodec_vae', 'ratio': 16.0})
-    >>> region_words("roi.npy=16", "vae")[0]
+    >>> region_words("0:64,100:300,0:500=16", "vae", {"ratio": 64, "min_psnr": 30})
+    ([[(0, 64), (100, 300), (0, 500)]], {'id': 'emcodec_vae', 'ratio': 16.0, 'min_psnr': 30})
+    >>> region_words("roi.npy=16", "vae", {})[0]
     'roi.npy'
     """
     where, _, ratio = text.rpartition("=")
     try:
-        words = codec_words(codec, {"ratio": float(ratio)})
+        config = codec_words(codec, {**words, "ratio": float(ratio), "model": None})
         if not _BOX.fullmatch(where):
-            return where, words
+            return where, config
         pairs = [tuple(int(end) for end in part.split(":")) for part in where.split(",")]
     except ValueError:
         pairs = []
@@ -129,7 +134,7 @@ def region_words(text: str, codec: str) -> tuple[Any, dict[str, Any]]:
         raise SpecError(
             f"--region {text}: needs WHERE=RATIO, such as roi.npy=16 or 0:64,0:512,0:512=16.", name="region", value=text
         )
-    return [pairs], words
+    return [pairs], config
 
 
 def tissue_words(mask: str | None, below: float | None, above: float | None) -> Any:

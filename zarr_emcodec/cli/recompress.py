@@ -50,6 +50,9 @@ def recompress(
     min_psnr: Annotated[float | None, typer.Option(help="Every chunk reaches this PSNR (dB).")] = None,
     max_error: Annotated[float | None, typer.Option(help="No voxel is off by more; 0 is lossless.")] = None,
     window: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="Grey range of data beyond uint8.")] = None,
+    effort: Annotated[
+        int | None, typer.Option(min=0, max=9, help="Search or fit longer: better quality, the same decoding.")
+    ] = None,
     chunks: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Chunk shape; fitted if not given.")] = None,
     shards: Annotated[
         str, typer.Option(metavar="Z,Y,X", help="Shard shape, auto (64 MiB of voxels or more) or none.")
@@ -92,7 +95,7 @@ def recompress(
     Example: zarr-emcodec recompress volume.n5 volume.zarr --ratio 64 --workers 8
     """
     words = {"ratio": ratio, "model": model, "min_psnr": min_psnr, "max_error": max_error,
-             "window": console.two_numbers(window, "window")}  # fmt: skip
+             "window": console.two_numbers(window, "window"), "effort": effort}  # fmt: skip
     layout = {"chunks": chunks, "shards": shards, "max_memory": max_memory}
     codec = {k: v for k, v in words.items() if v is not None}
 
