@@ -14,7 +14,7 @@ from zarr_emcodec.train.arch.vqvae import VQVAE, TwoLevel
 from zarr_emcodec.train.data import Source
 from zarr_emcodec.train.loop import Progress, TrainConfig, Trainer
 from zarr_emcodec.train.recipes import RECIPES, VARIABLE_RECIPES, VQ_RECIPES, standard_sources
-from zarr_emcodec.train.start import model_from_directory, variable_from_directory
+from zarr_emcodec.train.start import model_from_directory, tokens_from_directory, variable_from_directory
 from zarr_emcodec.train.variable import VariableTrainConfig, VariableTrainer
 from zarr_emcodec.train.vq import VQTrainConfig, VQTrainer, load_checkpoint
 
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument(
         "--start",
         metavar="MODEL",
-        help="what to go on from: an installed variational model, or the checkpoint of a vector-quantised one with the"
-        " same transforms (for a second level that of its top); from the block KLT of the volumes when not given",
+        help="what to go on from: an installed model, or the checkpoint of a vector-quantised one (for a second level"
+        " that of its top, or of both); from the block KLT of the volumes when not given",
     )
     parser.add_argument("--fine-tune", action="store_true", help="gentle learning rates, for a start that is good")
     parser.add_argument("--minutes", type=float, default=60.0, help="time budget over all runs of this checkpoint")
@@ -83,16 +83,13 @@ def _vae(args: argparse.Namespace, sources: list[Source], budget: dict[str, floa
 def _variable(args: argparse.Namespace, sources: list[Source], budget: dict[str, float]) -> VariableTrainer:
     config: VariableTrainConfig = dataclasses.replace(VARIABLE_RECIPES[args.recipe], **budget)  # type: ignore[arg-type]
     start: VariableVAE | VAE2d | VQVAE | None = None
-    if args.start and Path(args.start).is_file():
-        tokens = load_checkpoint(Path(args.start))[0]
-        start = tokens.top if isinstance(tokens, TwoLevel) else tokens
+    model = find_model(args.start) if args.start and not Path(args.start).is_file() else None
+    if model and model.card.context is not None:
+        start, trained = variable_from_directory(model)
+        config = dataclasses.replace(config, model=trained.model)
     elif args.start:
-        model = find_model(args.start)
-        if model.card.context is None:
-            start = model_from_directory(model)
-        else:
-            start, trained = variable_from_directory(model)
-            config = dataclasses.replace(config, model=trained.model)
+        found = _token_start(args.start)
+        start = found.top if isinstance(found, TwoLevel) else found
     if args.fine_tune:
         slower = {name: _FINE_TUNE * getattr(config, name) for name in ("rate", "rate_linear")}
         config = dataclasses.replace(config, **slower)
@@ -106,17 +103,25 @@ def _vq(args: argparse.Namespace, sources: list[Source], budget: dict[str, float
         **budget,  # type: ignore[arg-type]
         **{name: value for name, value in words.items() if value is not None},
     )
-    start: VQVAE | TwoLevel | VAE2d | None = None
-    if args.start and Path(args.start).is_file():
-        start = load_checkpoint(Path(args.start))[0].train()
-        top = start.top if isinstance(start, TwoLevel) else start
-        config = dataclasses.replace(config, model=top.config)
-    elif args.start:
-        start = model_from_directory(find_model(args.start))
+    start = _token_start(args.start) if args.start else None
+    if isinstance(start, TwoLevel) and config.bottom is None:
+        start = start.top
+    if isinstance(start, TwoLevel):
+        config = dataclasses.replace(config, model=start.top.config, bottom=start.bottom.arch)
+    elif isinstance(start, VQVAE):
+        config = dataclasses.replace(config, model=start.config)
     if args.fine_tune:
         slower = {name: _FINE_TUNE * getattr(config, name) for name in ("rate", "rate_linear")}
         config = dataclasses.replace(config, **slower)
     return VQTrainer(config, sources, args.checkpoint, start, args.device)
+
+
+def _token_start(name: str) -> VQVAE | TwoLevel | VAE2d:
+    """A token model's checkpoint, or an installed model of tokens or of latents at fixed tables."""
+    if Path(name).is_file():
+        return load_checkpoint(Path(name))[0].train()
+    model = find_model(name)
+    return model_from_directory(model) if model.card.tokens is None else tokens_from_directory(model)[0]
 
 
 if __name__ == "__main__":

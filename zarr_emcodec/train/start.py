@@ -1,7 +1,7 @@
 """A shipped model as the start of a training: its weights back from ONNX into the network.
 
 A model directory in, a network out. Weights come back as they were stored: in float16 precision, those of entropy
-models as whole numbers.
+models as whole numbers. What only training knows (an optimiser's state, how often codes were chosen) begins anew.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from zarr_emcodec.runtime import Model
 from zarr_emcodec.train.arch.context import GroupNet
 from zarr_emcodec.train.arch.vae2d import ArchConfig, VAE2d
 from zarr_emcodec.train.arch.variable import LEVELS, VariableVAE
+from zarr_emcodec.train.arch.vqvae import VQVAE, Quantiser, Refinement, TwoLevel
 from zarr_emcodec.train.arch.whole import UNIT_SHIFT, WEIGHT_SHIFT
 from zarr_emcodec.train.context_graph import out_halves
 from zarr_emcodec.train.variable import VariableTrainConfig, known_levels
+from zarr_emcodec.train.vq import VQTrainConfig, build
 from zarr_emcodec.train.whole_graph import HALF
 
 
@@ -93,6 +95,76 @@ def variable_from_directory(model: Model) -> tuple[VariableVAE, VariableTrainCon
     except (KeyError, RuntimeError) as error:
         raise ModelError(f"model '{model.card.id}': its networks are not those that its card describes.") from error
     return network, config
+
+
+@torch.no_grad()
+def tokens_from_directory(model: Model) -> tuple[VQVAE | TwoLevel, VQTrainConfig]:
+    """Rebuild a vector-quantised network, ready to be trained on.
+
+    Parameters
+    ----------
+    model : Model
+        With its encoder; one that `export_vq` wrote.
+
+    Returns
+    -------
+    network : VQVAE or TwoLevel
+        Its codes count as chosen equally often.
+    config : VQTrainConfig
+        That it was trained with.
+
+    Raises
+    ------
+    ModelError
+        If the card does not describe a network of this family, or the weights are not those of it.
+    """
+    try:
+        config = VQTrainConfig.from_dict(dict(model.card.training["config"]))
+        network = build(config)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"model '{model.card.id}': its card does not say which network to build.") from error
+    try:
+        top = network.top if isinstance(network, TwoLevel) else network
+        weights = _stored(model, "encoder.onnx") | _stored(model, "decoder.onnx")
+        _read_level(top, weights, "model.top." if isinstance(network, TwoLevel) else "model.")
+        scale, shift = _constant(weights, "Mul").flatten() - 1, _constant(weights, "Add").flatten()
+        top.synthesis.film.weight.zero_()  # one rate: the level is told nothing
+        top.synthesis.film.bias.copy_(torch.cat([scale, shift]))
+        if isinstance(network, TwoLevel):
+            weights = _stored(model, "encoder-bottom.onnx") | _stored(model, "decoder-bottom.onnx")
+            _read_level(network.bottom, weights, "refinement.")
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model '{model.card.id}': its networks are not those that its card describes.") from error
+    return network, config
+
+
+def _read_level(network: VQVAE | Refinement, weights: dict[str, torch.Tensor], prefix: str) -> None:
+    """Encoder, decoder but for its modulation, and codebooks of one level."""
+    known = {name.removeprefix(prefix): value for name, value in weights.items()}
+    for name, value in network.named_parameters():
+        if not name.startswith("synthesis.film."):
+            value.copy_(known[name].reshape(value.shape))
+    network.spread.copy_(_constant(weights, "Div").flatten())
+    _read_codes(network.quantiser, known)
+
+
+def _read_codes(quantiser: Quantiser, weights: dict[str, torch.Tensor]) -> None:
+    books = [weights[f"look_up.books.{g}"] for g in range(len(quantiser.group))]
+    # channels group by group; a single group has them in order
+    channels = torch.argsort(weights["look_up.back"]) if len(books) > 1 else torch.arange(books[0].shape[1])
+    for tensor in (quantiser.group, quantiser.codebook):
+        tensor.zero_()
+    for g, own in enumerate(torch.split(channels, [book.shape[1] for book in books])):
+        quantiser.group[g, own] = 1
+        quantiser.codebook[g][:, own] = books[g]
+    quantiser.count.fill_(1)
+    quantiser.total.copy_(quantiser.codebook)
+
+
+def _constant(weights: dict[str, torch.Tensor], operator: str) -> torch.Tensor:
+    """The one tensor that the export computed beforehand for an operator."""
+    (found,) = (value for name, value in weights.items() if name.startswith(f"onnx::{operator}_"))
+    return found
 
 
 def _read_ladder(network: VariableVAE, config: VariableTrainConfig, model: Model) -> None:
