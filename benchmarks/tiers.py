@@ -13,9 +13,9 @@ see membranes.py) say what a segmentation still finds. No one of them alone is t
 synthesised. Synapses are not scored: no public volume named here has any labelled.
 
 --fine-tuned takes directories of models that saw other sections of the same tissue; those weights are not part of this
-repository. Made in minutes from the checkpoint of a shipped network:
+repository. Made in minutes from a shipped network:
 
-    python -m zarr_emcodec.train vqvae-2d-1024 --volume sections_0_to_8.npy --start vqvae-2d-1024.pt --fine-tune \\
+    python -m zarr_emcodec.train vqvae-2d-1024 --volume sections_0_to_8.npy --start vqvae-2d-1024 --fine-tune \\
         --minutes 6 --checkpoint vnc-1024.pt
     python -m zarr_emcodec.train.export_vq --checkpoint vnc-1024.pt --volume sections_0_to_8.npy --models tuned \\
         --name vqvae-2d-1024-vnc
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -167,7 +166,6 @@ def sweeps(bench: Bench, args: argparse.Namespace) -> list[dict[str, Any]]:
 def measure(bench: Bench, args: argparse.Namespace, name: str) -> dict[str, Any]:
     """The record of one volume; pictures are written on the way."""
     points: list[dict[str, Any]] = []
-    load = os.getloadavg()[0]
     tuned = {card_id(folder) for folder in args.fine_tuned}
     for ratio, words in cases(args):
         rows, looks = our_points(bench, ratio, words)
@@ -192,8 +190,6 @@ def measure(bench: Bench, args: argparse.Namespace, name: str) -> dict[str, Any]
         "voxel_nm": args.voxel_nm,
         "threads": 1,
         "machine": machine(),
-        # processes that wanted a core before and after; speeds are of CPU time, but caches and memory are shared
-        "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
         "versions": versions(OURS + PEERS),
         "uncompressed": bench.uncompressed(),
         "fine_tuned": {card_id(folder): training(folder) for folder in args.fine_tuned},
