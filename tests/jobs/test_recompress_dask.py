@@ -16,7 +16,7 @@ import pytest
 
 from tests.jobs.recompressing import small_plan, stored
 from zarr_emcodec.errors import JobError, MissingExtraError, SpecError
-from zarr_emcodec.jobs import block, cluster
+from zarr_emcodec.jobs import block, cluster, dask_engine
 from zarr_emcodec.jobs.demo import SAMPLE
 from zarr_emcodec.jobs.plan import Plan, plan
 from zarr_emcodec.jobs.recompress import recompress
@@ -187,6 +187,37 @@ def test_each_gpu_gets_a_worker_that_sees_no_other(tmp_path: Path) -> None:
     finally:
         engine.close()
     assert made.n_blocks == 8
+
+
+def test_what_dask_remembers_does_not_grow_with_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_engine, "_REST", 8)
+    engine = cluster.local_engine("j-0", "{}", block.Settings(), workers=1)  # of a plan that fails every block
+    try:
+        keys: list[str] = []
+        for first in range(0, 60, 3):
+            tasks: list[Any] = [(first,), (first + 1, first + 2)] if first else [7]  # no sequence: it fails
+            for task in tasks:
+                engine.submit(task)
+            keys += engine._running
+            while engine.n_running:
+                for task, outcome in engine.collect(10):
+                    if first:
+                        assert not isinstance(outcome, Exception)
+                        assert [record["block"] for record in outcome] == list(task)
+                    else:
+                        assert isinstance(outcome, TypeError)
+        assert len(keys) == 39
+        assert len(set(keys)) < 8 + 6
+        assert keys.count("j-0-1") == 1, "a worker may be at a failed task still"
+        spans = engine._client.run_on_scheduler(_span_metadata)
+        assert spans
+        assert set(spans) == {None}
+    finally:
+        engine.close()
+
+
+def _span_metadata(dask_scheduler: Any) -> list[Any]:
+    return [span._metadata for span in dask_scheduler.extensions["spans"].spans.values()]
 
 
 def test_without_dask_one_sentence_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,10 @@ _CONFIG = {
     },
     # call trees of every second would be kept for hours: the one thing in a worker that grows with a job's length
     "distributed.worker.profile.enabled": False,
+    # kept for Dask's own developers, and full only after thousands of tasks: messages sent, transitions, events
+    "distributed.admin.low-level-log-length": 100,
+    # of loads, each half second: five minutes of them instead of an hour
+    "distributed.admin.system-monitor.log-length": 600,
 }
 
 
@@ -69,7 +73,8 @@ def local_engine(
         number: {"cls": distributed.Nanny, "options": {**common, **resources, "env": name}}
         for number, name in enumerate(names)
     }
-    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": dashboard, "host": "127.0.0.1"}}
+    options = {"dashboard_address": dashboard, "host": "127.0.0.1", "extensions": _extensions()}
+    scheduler = {"cls": distributed.Scheduler, "options": options}
     cluster = None
     try:
         with quiet(), _not_trimming(), dask.config.set(_CONFIG):
@@ -177,6 +182,18 @@ def visible_gpus() -> tuple[str, ...]:
     if not found:
         raise JobError("device 'cuda': this machine shows no GPU. Use device='auto', or another machine's scheduler.")
     return found
+
+
+def _extensions() -> dict[str, Any]:
+    """What a scheduler is made of: Dask's own, with spans that take no note of every task that was ever submitted."""
+    from distributed.scheduler import DEFAULT_EXTENSIONS
+    from distributed.spans import SpansSchedulerExtension
+
+    class Spans(SpansSchedulerExtension):  # type: ignore[misc]  # the library is not typed
+        def observe_tasks(self, tss: Any, code: Any, span_metadata: Any) -> Any:
+            return super().observe_tasks(tss, code, None)  # the metadata: a list that each call makes longer
+
+    return {**DEFAULT_EXTENSIONS, "spans": Spans}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ futures of the tasks under way, and forgets each when its records have come.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib.util
 import logging
@@ -34,6 +35,7 @@ START_S = 60.0
 """For a process to start, or to answer."""
 _PER_THREAD = 3  # tasks handed out per thread: one at work, one waiting beside it, one on its way
 _REFRESH_S = 5.0  # between looks at how many workers there are
+_REST = 256  # tasks between two that share a key: long enough for every process to have forgotten the first
 
 
 class DaskEngine:
@@ -76,7 +78,8 @@ class DaskEngine:
         self._patience_s = patience_s
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[str, tuple[Any, Task]] = {}
-        self._count = 0
+        self._resting: collections.deque[str] = collections.deque()
+        self._n_keys = 0
         self.threads = 0
         self._seen_at = self._alive_at = time.monotonic()
         with self._talking():
@@ -114,8 +117,7 @@ class DaskEngine:
 
     def submit(self, task: Task) -> None:
         """Begin a task."""
-        self._count += 1
-        key = f"{self._job}-{self._count}"  # a new one each time: what failed is really done again
+        key = self._key()
         with self._talking():
             future = self._client.submit(
                 block.work, self._job, task, key=key, pure=False, resources=self._resources
@@ -132,12 +134,15 @@ class DaskEngine:
             records = dict(zip((f.key for f in good), self._gather(good), strict=True))
             found: list[tuple[Task, Outcome]] = []
             for future in futures:
-                held, task = self._running.pop(future.key, (None, None))
-                if held is None or task is None:
+                held, task = self._running.get(future.key, (None, ()))
+                if held is not future:
                     continue
+                del self._running[future.key]
                 outcome = records[future.key] if future.key in records else self._error_of(future)
                 found.append((task, outcome))
                 held.release()
+                if not isinstance(outcome, Exception):
+                    self._resting.append(future.key)
         return found
 
     def halt(self) -> None:
@@ -159,6 +164,17 @@ class DaskEngine:
             self._client.close(timeout=5)
             if self._cluster is not None:
                 self._cluster.close(timeout=10)
+
+    def _key(self) -> str:
+        """A name for the next task: one that has long been at rest, or a new one.
+
+        Dask remembers the last 100,000 keys in each process, so that memory would grow with new ones. The key of a task
+        that failed is not used again: a worker may be at it still.
+        """
+        if len(self._resting) > _REST:
+            return self._resting.popleft()
+        self._n_keys += 1
+        return f"{self._job}-{self._n_keys}"
 
     def _wait(self, timeout_s: float) -> Iterator[Any]:
         try:
