@@ -220,7 +220,11 @@ def measure_tasks(folder: Path, counts: list[int]) -> list[dict[str, Any]]:
             }
         )
         shutil.rmtree(source)
-        print(f"tasks {count}: {rows[-1]['ms_per_task']:.2f} ms each", file=sys.stderr)
+        held = [rows[-1][f"{who}_peak_bytes"] / 1e6 for who in ("client", "worker")]
+        print(
+            f"tasks {count}: {rows[-1]['ms_per_task']:.2f} ms each; client {held[0]:.1f} MB, worker {held[1]:.1f} MB",
+            file=sys.stderr,
+        )
     return rows
 
 
