@@ -213,11 +213,11 @@ def _decode_in_lanes(items: Sequence[tuple[memoryview, NDArray[Any]]], tables: T
         table = index[places].astype(np.int64)
         results.append(np.zeros(len(index), np.int32))
         with _naming_stream(i):
-            parts = _split(data, len(table))
+            parts = split_stream(data, len(table))
             if isinstance(parts, RansParts):
                 streams[i] = _Stream(parts, table, places)
             else:
-                results[i][places] = _field_values(parts, table, tables)
+                results[i][places] = field_values(parts, table, tables)
     if streams:
         counts = sum(np.bincount(stream.tables, minlength=tables.n_tables) for stream in streams.values())
         steps, columns = tables.decoding(np.flatnonzero(counts))
@@ -225,7 +225,7 @@ def _decode_in_lanes(items: Sequence[tuple[memoryview, NDArray[Any]]], tables: T
         decoded = lanes.decode_streams(jobs, steps, tables.precision)
         for (i, stream), result in zip(streams.items(), decoded, strict=True):
             with _naming_stream(i):
-                _check_end(stream.parts, result.states, result.n_words)
+                check_end(stream.parts, result.states, result.n_words)
                 results[i][stream.places] = _values(stream, columns[result.slots], tables)
     return results
 
@@ -235,17 +235,17 @@ def _decode_fast(items: Sequence[tuple[memoryview, NDArray[Any]]], tables: Table
     results = []
     for i, (data, index) in enumerate(items):
         with _naming_stream(i):
-            parts = _split(data, int(np.count_nonzero(index)))
+            parts = split_stream(data, int(np.count_nonzero(index)))
             if isinstance(parts, RansParts):
                 read = fast.decode_stream(index, parts, tables)
-                _check_end(parts, read.states, read.n_words)
+                check_end(parts, read.states, read.n_words)
                 values = _read_escapes(parts, read.n_escaped, index[read.escaped].astype(np.int64), tables)
                 read.symbols[read.escaped] = values
                 results.append(read.symbols)
             else:
                 places = np.flatnonzero(index)
                 symbols = np.zeros(len(index), np.int32)
-                symbols[places] = _field_values(parts, index[places].astype(np.int64), tables)
+                symbols[places] = field_values(parts, index[places].astype(np.int64), tables)
                 results.append(symbols)
     return results
 
@@ -349,7 +349,7 @@ def _escape_numbers(values: Symbols, table: NDArray[np.int64], tables: Tables) -
     return np.where(above >= 0, 2 * above, 2 * (low - 1 - values) + 1).astype(np.uint64)
 
 
-def _escape_values(numbers: NDArray[np.uint64], table: NDArray[np.int64], tables: Tables) -> Symbols:
+def escape_values(numbers: NDArray[np.uint64], table: NDArray[np.int64], tables: Tables) -> Symbols:
     low = tables.lows[table].astype(np.int64)
     distance = (numbers >> np.uint64(1)).astype(np.int64)
     values = np.where(numbers & np.uint64(1), low - 1 - distance, low + tables.sizes[table] - 1 + distance)
@@ -359,7 +359,7 @@ def _escape_values(numbers: NDArray[np.uint64], table: NDArray[np.int64], tables
     return values.astype(np.int32)
 
 
-def _split(data: memoryview, n_symbols: int) -> RansParts | memoryview:
+def split_stream(data: memoryview, n_symbols: int) -> RansParts | memoryview:
     """Take a stream apart; one without symbols has no bytes."""
     if n_symbols:
         return split(data, n_symbols)
@@ -368,7 +368,7 @@ def _split(data: memoryview, n_symbols: int) -> RansParts | memoryview:
     return data
 
 
-def _field_values(fields: memoryview, table: NDArray[np.int64], tables: Tables) -> Symbols:
+def field_values(fields: memoryview, table: NDArray[np.int64], tables: Tables) -> Symbols:
     """Symbols of fixed fields."""
     columns = bitpack.unpack(fields, tables.bits[table]).astype(np.int64)
     if (columns >= tables.sizes[table] - 1).any():
@@ -381,7 +381,7 @@ def _decode_job(stream: _Stream, tables: Tables) -> lanes.DecodeJob:
     return lanes.DecodeJob(stream.tables << tables.precision, stream.parts.states, stream.parts.words)
 
 
-def _check_end(parts: RansParts, states: NDArray[np.uint32], taken: int) -> None:
+def check_end(parts: RansParts, states: NDArray[np.uint32], taken: int) -> None:
     """Refuse a stream that did not end where its encoder began."""
     n_words = len(parts.words)
     if taken > n_words:
@@ -408,4 +408,4 @@ def _read_escapes(parts: RansParts, n_escaped: int, table: NDArray[np.int64], ta
     if len(numbers) != n_escaped:
         message = f"entropy stream: {n_escaped} symbols are escaped, {len(numbers)} values are stored."
         raise FrameError(message, field="escapes")
-    return _escape_values(numbers, table, tables)
+    return escape_values(numbers, table, tables)
