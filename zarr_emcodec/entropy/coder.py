@@ -350,6 +350,7 @@ def _escape_numbers(values: Symbols, table: NDArray[np.int64], tables: Tables) -
 
 
 def escape_values(numbers: NDArray[np.uint64], table: NDArray[np.int64], tables: Tables) -> Symbols:
+    """Escaped symbols, from the numbers that a stream stores for them."""
     low = tables.lows[table].astype(np.int64)
     distance = (numbers >> np.uint64(1)).astype(np.int64)
     values = np.where(numbers & np.uint64(1), low - 1 - distance, low + tables.sizes[table] - 1 + distance)
