@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zarr_emcodec.errors import MissingExtraError
-from zarr_emcodec.jobs import grid
+from zarr_emcodec.jobs import grid, writers
 from zarr_emcodec.jobs.landing import landing
 from zarr_emcodec.jobs.report import Record
 from zarr_emcodec.jobs.sources import Source, open_source
@@ -135,14 +135,9 @@ def _write_npy(draft: Path, volume: Source, progress: Progress | None) -> None:
 
 
 def _write_zarr(draft: Path, volume: Source, progress: Progress | None) -> None:
-    import zarr
-
-    chunks = grid.fit_chunks(volume.shape, volume.chunks)
-    array = zarr.create_array(
-        draft, shape=volume.shape, dtype=volume.dtype, chunks=chunks, attributes=dict(volume.attributes)
-    )
+    level = writers.ZarrLevel(draft.parent, draft.name, volume, "zstd", None, None)
     for box, block in _blocks(volume, progress):
-        array[box] = block
+        level.write(box, block)
 
 
 def _write_tiff(draft: Path, volume: Source, progress: Progress | None) -> None:
