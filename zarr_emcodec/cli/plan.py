@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path  # typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from zarr_emcodec.jobs.plan import Plan
+
+
+class Missing(StrEnum):
+    """What source chunks are that are not there."""
+
+    FILL = "fill"
+    ERROR = "error"
+
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?\s*")
 _BOX = re.compile(r"[\d:,\s]+")
@@ -49,6 +58,9 @@ def plan(
     ] = None,
     background_above: Annotated[float | None, typer.Option(help="So does what is this bright or brighter.")] = None,
     fill_value: Annotated[float, typer.Option(help="Value of background.")] = 0,
+    missing: Annotated[
+        Missing, typer.Option(help="What chunks are that the source lacks: its fill value, or their block's failure.")
+    ] = Missing.FILL,
     chunks: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Chunk shape; fitted if not given.")] = None,
     shards: Annotated[
         str, typer.Option(metavar="Z,Y,X", help="Shard shape, auto (64 MiB of voxels or more) or none.")
@@ -87,6 +99,7 @@ def plan(
             fill_value=fill_value,
             regions=[region_words(text, codec, words) for text in region or ()],
             tissue=tissue_words(tissue, background_below, background_above),
+            missing="error" if missing is Missing.ERROR else "fill",
             max_memory=size_words(max_memory),
             threads=threads,
             samples=samples,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zarr_emcodec.cli import console
+from zarr_emcodec.cli.plan import Missing
 from zarr_emcodec.errors import JobError, SpecError
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def recompress(
     shards: Annotated[
         str, typer.Option(metavar="Z,Y,X", help="Shard shape, auto (64 MiB of voxels or more) or none.")
     ] = "auto",
+    missing: Annotated[
+        Missing, typer.Option(help="What chunks are that the source lacks: its fill value, or their block's failure.")
+    ] = Missing.FILL,
     max_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="What a worker may hold, such as 4GB; refused if it needs more.")
     ] = None,
@@ -85,6 +89,10 @@ def recompress(
         bool, typer.Option("--embed-model", help="Let the decoder travel inside the array.")
     ] = False,
     log: Annotated[Path | None, typer.Option(help="Append events here, one JSON object a line.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write the report to a file: .html, with pictures of the worst chunks, or .json."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Recompress a volume of any size; run it again after whatever happened, and it goes on.
@@ -96,7 +104,7 @@ def recompress(
     """
     words = {"ratio": ratio, "model": model, "min_psnr": min_psnr, "max_error": max_error,
              "window": console.two_numbers(window, "window"), "effort": effort}  # fmt: skip
-    layout = {"chunks": chunks, "shards": shards, "max_memory": max_memory}
+    layout = {"chunks": chunks, "shards": shards, "max_memory": max_memory, "missing": missing.value}
     codec = {k: v for k, v in words.items() if v is not None}
 
     def listen(event: Mapping[str, Any]) -> None:
@@ -108,7 +116,7 @@ def recompress(
             typer.echo(f"dashboard: {event['dashboard']}", err=True)
 
     with console.progress_bar("recompressing", quiet=as_json) as progress:
-        report = _run(
+        found = _run(
             source,
             destination,
             codec,
@@ -124,15 +132,16 @@ def recompress(
             embed_model=embed_model,
             progress=progress,
             log=log,
+            report=report,
             listener=None if as_json else listen,
         )
-    reports = [report] if not hasattr(report, "levels") else list(report.levels.values())
+    reports = [found] if not hasattr(found, "levels") else list(found.levels.values())
     if as_json:
-        console.print_json(report)
+        console.print_json(found)
     else:
         for each in reports:
             _show(each)
-    if not report.ok:
+    if not found.ok:
         raise typer.Exit(_STOPPED if any(each.stopped for each in reports) else 1)
 
 
@@ -152,6 +161,8 @@ def _run(
         return run(_plan(source, destination, codec, layout), **running)
     if destination is None:
         raise SpecError("--levels: a plan is of one array. Name the volume and a destination.", name="levels")
+    if running["report"] is not None:
+        raise SpecError("--report: is of one array. Leave it out, and verify each level.", name="report")
     from zarr_emcodec.cli.plan import codec_words
 
     return recompress_image(
@@ -167,6 +178,7 @@ def _layout(words: dict[str, str | None]) -> dict[str, Any]:
         "chunks": console.integers(words["chunks"], "chunks"),
         "shards": shard_words(words["shards"] or "auto"),
         "max_memory": size_words(words["max_memory"]),
+        "missing": words["missing"],
         "samples": 0,
     }
 
@@ -177,7 +189,7 @@ def _plan(source: str, destination: str | None, words: dict[str, Any], layout: d
     from zarr_emcodec.jobs.plan import Plan, plan
 
     if destination is None:
-        if words or layout != {"chunks": None, "shards": "auto", "max_memory": None}:
+        if words or layout != {"chunks": None, "shards": "auto", "max_memory": None, "missing": "fill"}:
             raise SpecError("a plan decides on codec and layout. Leave those options out, or name a destination.")
         try:
             data = json.loads(Path(source).read_text(encoding="utf-8"))

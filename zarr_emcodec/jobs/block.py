@@ -277,7 +277,7 @@ def open_planned(plan: Plan) -> Source:
     JobError
         If it cannot be opened.
     """
-    source = open_source(plan.source)
+    source = open_source(plan.source, missing=plan.missing)
     if source.fingerprint() != plan.source_fingerprint:
         source.close()
         raise PlanMismatchError(

@@ -335,4 +335,4 @@ def _mismatch(place: Place, stored: Mapping[str, Any], mine: Mapping[str, Any]) 
     )
 
 
-_NOT_HASHED = ("digest", "estimate", "memory", "note", "source", "destination", "threads")
+_NOT_HASHED = ("digest", "estimate", "memory", "note", "source", "destination", "threads", "missing")

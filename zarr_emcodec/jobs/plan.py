@@ -34,6 +34,7 @@ from zarr_emcodec.runtime import current
 if TYPE_CHECKING:
     from zarr_emcodec._types import Chunk, Shape
     from zarr_emcodec.jobs.compare import Progress
+    from zarr_emcodec.jobs.sources.source import Missing
 
 FORMAT = 1
 """Of the hashed description; another meaning of its words needs another number."""
@@ -64,6 +65,8 @@ class Plan(Record):
         gives it its codec.
     tissue : mapping or None
         See `describe_tissue`.
+    missing : {"fill", "error"}
+        What source chunks are that are not there: fill value, or the failure of their block. No part of the hash.
     threads : int
         Chunks that a worker codes at a time.
     note : str
@@ -87,6 +90,7 @@ class Plan(Record):
     fill_value: int | float = 0
     regions: tuple[Mapping[str, Any], ...] = ()
     tissue: Mapping[str, Any] | None = None
+    missing: Missing = "fill"
     threads: int = 1
     note: str = ""
     estimate: Estimate | None = None
@@ -249,6 +253,7 @@ def plan(
     fill_value: float = 0,
     regions: Sequence[tuple[areas.Where, Codec]] = (),
     tissue: backgrounds.Threshold | areas.Where | None = None,
+    missing: Missing = "fill",
     max_memory: float | None = None,
     threads: int = 1,
     samples: int = 8,
@@ -278,6 +283,9 @@ def plan(
         first that does decides. See `describe_area`.
     tissue : Threshold, path or boxes, optional
         What is outside becomes the fill value, exactly. See `describe_tissue` and `clear_background`.
+    missing : {"fill", "error"}
+        What chunks are that the source does not store: its fill value, as formats say, or an error that fails their
+        block, where none should be missing. A source that is open already has its own word.
     max_memory : float, bytes, optional
         Of one worker.
     threads : int
@@ -302,7 +310,7 @@ def plan(
     JobError
         If the source cannot be read, or a worker would need more than `max_memory`: the message says what would fit.
     """
-    with nullcontext(source) if isinstance(source, Source) else open_source(source) as volume:
+    with nullcontext(source) if isinstance(source, Source) else open_source(source, missing=missing) as volume:
         shape, dtype = tuple(volume.shape), volume.dtype
         fill = backgrounds.fill_of(fill_value, dtype)
         background = backgrounds.describe_tissue(tissue, shape)
@@ -344,6 +352,7 @@ def plan(
                 for where, config in zip(wheres, others, strict=True)
             ),
             tissue=background,
+            missing=volume.missing_is,
             threads=threads,
             note="; ".join(filter(None, [volume.note, fitting.note(objects or cells)])),
         )

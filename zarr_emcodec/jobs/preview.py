@@ -68,7 +68,7 @@ def preview(plan: Plan, path: str | os.PathLike[str], *, source: Source | None =
     """
     check_preview(path, 0 if plan.estimate is None else len(plan.estimate.samples))
     assert plan.estimate is not None
-    with nullcontext(source) if source is not None else open_source(plan.source) as volume:
+    with nullcontext(source) if source is not None else open_source(plan.source, missing=plan.missing) as volume:
         trial = Trial(plan, volume)
         rows = [_row(trial, plan, sample, plan.estimate.peak) for sample in shown_samples(plan.estimate)]
     peak = plan.estimate.peak

@@ -133,6 +133,8 @@ def recompress_image(
     place = _claim(where, os.fspath(source), facts, zarr_format, overwrite)
     done: dict[str, RecompressReport] = {}
     for i, job in enumerate(jobs):
+        if i == 1 and levels == "rebuild":
+            words.pop("missing", None)  # of a level of ours, blocks that are all fill value are not stored
         made = plan(job.source, job.level.location, codec, **_fitted(words, job.shape, finest=not i))
         report = done[job.level.name] = recompress(made, **running)
         if not report.ok:

@@ -22,15 +22,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zarr_emcodec.errors import SpecError
 from zarr_emcodec.jobs import block, cluster, destination, execute, store
+from zarr_emcodec.jobs.examine import open_written
 from zarr_emcodec.jobs.journal import Journal, Listener
 from zarr_emcodec.jobs.ledger import DONE, Ledger
 from zarr_emcodec.jobs.plan import Plan
+from zarr_emcodec.jobs.plan_words import plan_facts, size
+from zarr_emcodec.jobs.promised import ByPlan
 from zarr_emcodec.jobs.recompressed import Failure, RecompressReport
+from zarr_emcodec.jobs.report_page import check_report, is_page, worst_pictures, write_json, write_page
+from zarr_emcodec.jobs.tally import Finding, Tally
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from zarr_emcodec.jobs.compare import Progress
+    from zarr_emcodec.jobs.sources import Source
 
 __all__ = ["Device", "EngineName", "Failure", "RecompressReport", "recompress"]
 
@@ -54,6 +60,7 @@ def recompress(
     embed_model: bool = False,
     progress: Progress | None = None,
     log: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
     listener: Listener | None = None,
 ) -> RecompressReport:
     """Do what a plan says, or the rest of it.
@@ -87,6 +94,9 @@ def recompress(
         Called with raw bytes done in this run, and to be done in it.
     log : path, optional
         Events are appended to it, one JSON object a line.
+    report : path, optional
+        Write what this returns to a file as well, with histograms of all done blocks: ``.html``, with pictures of the
+        worst chunks, or ``.json``.
     listener : callable, optional
         Called with each event.
 
@@ -113,6 +123,8 @@ def recompress(
     made = _absolute(plan if isinstance(plan, Plan) else Plan.from_dict(plan))
     if engine not in ("dask", "serial"):
         raise SpecError(f"engine {engine!r}: needs 'dask' or 'serial'.", name="engine", value=engine)
+    if report is not None:
+        check_report(report)
     began, began_at = time.perf_counter(), time.time()
     settings = block.Settings(batched=device == "cuda", runtime={"provider": device, "threads": threads})
     with Journal(log, listener) as journal, block.open_planned(made) as volume:
@@ -129,9 +141,11 @@ def recompress(
             if ledger.run:
                 store.sweep(place, before=began_at)
             destination.sign(made, place, ledger.totals, complete=ledger.n_done == ledger.n_blocks)
-            report = run.report(place, engine, time.perf_counter() - began)
-            journal.tell("ended", **{k: v for k, v in report.to_dict().items() if k != "failed"})
-    return report
+            found = run.report(place, engine, time.perf_counter() - began)
+            journal.tell("ended", **{k: v for k, v in found.to_dict().items() if k != "failed"})
+        if report is not None:
+            _write(report, found, made, ledger.totals.tally, volume)
+    return found
 
 
 @dataclass
@@ -237,6 +251,37 @@ class _Run:
             engine=engine,
             threads=self.threads,
         )
+
+
+def _write(
+    path: str | os.PathLike[str], found: RecompressReport, made: Plan, tally: Tally, volume: Source
+) -> None:  # fmt: skip
+    """The report as a file; blocks that failed are findings."""
+    failed = [
+        Finding(kind="missing", chunk=tuple(start // n for (start, _), n in zip(each.box, made.chunks, strict=True)),
+                reason=each.reason)
+        for each in found.failed
+    ]  # fmt: skip
+    tally = dataclasses.replace(tally, findings=failed, n_findings=found.n_failed)
+    if not is_page(path):
+        write_json(path, {**found.to_dict(), "measured": tally.to_dict()})
+        return
+    facts = [
+        *plan_facts(made),
+        ("destination", found.destination),
+        ("done", f"{found.n_done:,} of {found.n_blocks:,} blocks, {found.n_empty:,} of them empty"),
+        ("stored", f"{size(found.stored_bytes + found.other_bytes)} of {size(found.raw_bytes)}"
+                   + (f", {found.ratio:.1f}x smaller" if found.ratio else "")),
+        ("took", f"{found.seconds:.1f} s, this run"),
+    ]  # fmt: skip
+    array, promised = open_written(made.destination), ByPlan(made)
+    write_page(
+        path,
+        f"Recompression of {made.source}",
+        [(name, text) for name, text in facts if text],
+        tally,
+        worst_pictures(volume, array, tally, expected=promised.voxels),
+    )
 
 
 def _absolute(plan: Plan) -> Plan:

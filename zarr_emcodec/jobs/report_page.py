@@ -6,6 +6,7 @@ A `Tally`, and the source and the array for pictures, in; a file out. Of each ch
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zarr_emcodec.errors import EmCodecError, JobError
+from zarr_emcodec.errors import EmCodecError, JobError, SpecError
 from zarr_emcodec.jobs import page
 from zarr_emcodec.jobs.compare import read_box
 from zarr_emcodec.jobs.grid import box_of
@@ -33,6 +34,37 @@ SHOWN = 256
 """Voxels along an edge of a picture."""
 N_PICTURES = 8
 _LISTED = 200  # findings on the page; the JSON has more
+
+
+def check_report(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that does not say which kind of report is wanted.
+
+    Raises
+    ------
+    SpecError
+        If it ends in neither .html nor .json.
+    """
+    if not str(path).lower().endswith((".html", ".htm", ".json")):
+        raise SpecError(f"report {path}: needs a name that ends in .html or .json.", name="report", value=str(path))
+
+
+def is_page(path: str | os.PathLike[str]) -> bool:
+    """Whether a report is to be a page, with pictures."""
+    return not str(path).lower().endswith(".json")
+
+
+def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
+    """Write a report as JSON.
+
+    Raises
+    ------
+    JobError
+        If the file cannot be written.
+    """
+    try:
+        Path(path).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise JobError(f"report {path}: cannot be written: {error}") from error
 
 
 def write_page(

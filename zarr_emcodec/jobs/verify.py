@@ -6,12 +6,10 @@ box to box, so that memory does not grow with the array, and what cannot be read
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from zarr_emcodec.jobs.frames import layout_of
 from zarr_emcodec.jobs.measure import BlockMeasure, Guard, compare_block
 from zarr_emcodec.jobs.promised import promised_of
 from zarr_emcodec.jobs.report import Record
-from zarr_emcodec.jobs.report_page import worst_pictures, write_page
+from zarr_emcodec.jobs.report_page import check_report, is_page, worst_pictures, write_json, write_page
 from zarr_emcodec.jobs.sources import Source, open_source
 from zarr_emcodec.jobs.tally import Finding, Tally
 
@@ -190,7 +188,7 @@ def examine(
             examination = Examination(opened, layout, volume, progress, promised=promised)
             examination.run(sample, only_sampled)
             found = _record(where, os.fspath(source), examination, started)
-            wanted = report is not None and not str(report).lower().endswith(".json")
+            wanted = report is not None and is_page(report)
             pictures = worst_pictures(volume, opened, examination.tally, expected=promised.voxels) if wanted else []
     if report is not None:
         _write(report, found, examination.tally, pictures)
@@ -208,8 +206,8 @@ def _check_words(sample: Sample, only_sampled: bool, source: object, report: str
         raise SpecError("sample: only what is compared can be sampled. Pass the source.", name="sample", value=sample)
     if only_sampled and sample is None:
         raise SpecError("only_sampled: pass a sample.", name="only_sampled", value=True)
-    if report is not None and not str(report).lower().endswith((".html", ".htm", ".json")):
-        raise SpecError(f"report {report}: needs a name that ends in .html or .json.", name="report", value=str(report))
+    if report is not None:
+        check_report(report)
 
 
 def _check_same(volume: Source, array: zarr.Array[Any]) -> None:
@@ -251,11 +249,8 @@ def _record(where: str, source: str | None, examination: Examination, started: f
 
 
 def _write(path: str | os.PathLike[str], found: VerifyReport, tally: Tally, pictures: list[str]) -> None:
-    if str(path).lower().endswith(".json"):
-        try:
-            Path(path).write_text(json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise JobError(f"report {path}: cannot be written: {error}") from error
+    if not is_page(path):
+        write_json(path, found.to_dict())
         return
     promise = ", ".join(f"{name} {value:g}" for name, value in found.promise.items())
     facts = [
