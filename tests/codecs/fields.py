@@ -12,7 +12,7 @@ from tests.volumes import Array, as_dtype, fibsem, padded
 from zarr_emcodec._types import Buffer, Symbols
 from zarr_emcodec.codecs import INRSpec, encode_many
 from zarr_emcodec.codecs.mask import unpack_mask
-from zarr_emcodec.codecs.siren_frames import coordinate_axes, weight_coder_of
+from zarr_emcodec.codecs.siren_frames import PRIOR, coordinate_axes, weight_coder_of
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.fitting import Architecture
 from zarr_emcodec.frame import Kind, pack, unpack
@@ -48,15 +48,16 @@ def digest() -> bytes:
 def symbols_of(data: Buffer, backend: coder.Backend | None = None) -> Symbols:
     """Symbols of all tensors of a frame, flat."""
     frame = unpack(data)
+    layers = frame.setting & ~PRIOR
     shape, sections = frame.shape, list(frame.sections)
     if frame.kind is Kind.MASKED:
         shape = unpack_mask(sections.pop(0), shape, frame.dtype.newbyteorder("=")).shape
     cursor = Cursor(memoryview(sections[0]))
     cursor.take(2, "side")
     width = cursor.take_varint("side")
-    cursor.take(2 * frame.setting, "side")
-    tables = np.frombuffer(cursor.take(2 * frame.setting, "side"), np.uint8)
-    counts = Architecture(len(coordinate_axes(shape)), width, frame.setting).counts
+    cursor.take(2 * layers, "side")
+    tables = np.frombuffer(cursor.take(2 * layers, "side"), np.uint8)
+    counts = Architecture(len(coordinate_axes(shape)), width, layers).counts
     assert frame.model is not None
     index = np.repeat(tables, counts)
     return coder.decode(sections[1], index, weight_coder_of(find_model(frame.model)).tables, backend=backend)
@@ -86,6 +87,8 @@ def chunks() -> dict[str, tuple[Array, dict[str, Any]]]:
         "u16 window": (as_dtype(tissue(), "uint16"), {"window": (7000, 14650)}),
         "f4 big-endian": (as_dtype(tissue(), "float32").astype(">f4"), {"ratio": 64}),
         "fortran": (np.asfortranarray(tissue()), {}),
+        "hybrid": (tissue(3, 60, 64), {"prior": "vae-2d-s32"}),
+        "hybrid u16 masked": (padded(as_dtype(tissue(3, 60, 64), "uint16"), (4, 80, 80)), {"prior": "vae-2d-s32"}),
         "masked box": (padded(tissue(), (4, 80, 80)), {}),
         "masked bitmap": (holed(), {}),
     }

@@ -71,7 +71,7 @@ def test_the_seed_decides() -> None:
     assert encode(tissue(), seed=0) == frames()["volume"] != encode(tissue(), seed=1)
 
 
-@pytest.mark.parametrize("name", ["volume", "5d", "deep", "masked bitmap"])
+@pytest.mark.parametrize("name", ["volume", "5d", "deep", "hybrid", "masked bitmap"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_planes_have_the_bits_of_the_whole(name: str, threads: int) -> None:
     whole = decode(frames()[name])

@@ -60,6 +60,7 @@ CASES = [
     in_context("3d-psnr-and-ratio", {"ratio": 24, "min_psnr": 27.0}, floor_db=27.0),
     in_context("3d-error", {"max_error": 60}, worst=60),
     Case("inr-siren", {"ratio": 40, "effort": 0}, "inr", ratio=40),
+    Case("inr-hybrid", {"ratio": 40, "effort": 0, "prior": "vae-2d-s32"}, "inr", ratio=40),
     Case("inr-error", {"ratio": 40, "effort": 0, "layers": 5, "bits": 8, "max_error": 60}, "inr", worst=60),
     Case("inr-lossless", {"max_error": 0}, "inr", exact=True),
 ]

@@ -20,6 +20,7 @@ from tests.codecs.fields import digest, with_width
 from tests.corruption.attempt import attempt, attempt_all, resigned, sections_of
 from tests.golden.make import HERE
 from zarr_emcodec.codecs.lazy import LazyChunk
+from zarr_emcodec.codecs.siren_frames import PRIOR
 from zarr_emcodec.errors import FrameError, SpecError, UnsupportedFrameError
 from zarr_emcodec.frame import Frame, Kind, Tier, pack, replace_tier, unpack
 from zarr_emcodec.frame.wire import varint
@@ -38,7 +39,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values of the right shape at no cost: what is under attack is the way up to the network."""
 
     def zeros(self: Model, part: Any, inputs: Any, options: Any) -> NDArray[np.float32]:
-        return np.zeros((len(inputs["coords"]), 1), np.float32)
+        return np.zeros(self._output_shape(part, next(iter(inputs.values())).shape), np.float32)
 
     monkeypatch.setattr(Model, "run", zeros)
 
@@ -114,7 +115,7 @@ def test_any_weights_make_voxels() -> None:
     for data in frames().values():
         place = len(unpack(data).sections) - 2
         side = bytearray(unpack(data).sections[place])
-        layers = unpack(data).setting
+        layers = unpack(data).setting & ~PRIOR
         for _ in range(3):
             side[3 : 3 + 2 * layers] = rng.randbytes(2 * layers)  # steps: all 256 are there
             ends.add(attempt(resigned(data, place, bytes(side))))

@@ -83,6 +83,8 @@ FEATURES: dict[str, Callable[[], bytes]] = {
         np.asfortranarray(as_dtype(tissue(3, 40, 45), "uint16")), ratio=48, bits=8
     ),
     "inr-masked-bitmap": lambda: fields.frames()["masked bitmap"],
+    "inr-hybrid": lambda: fields.frames()["hybrid"],
+    "inr-hybrid-u16-masked": lambda: fields.frames()["hybrid u16 masked"],
     "vqvae-volume": lambda: vq.encode(tissue(5), ratio=32, model="tiny-vq3d"),
     "context-u8": lambda: context.encode(tissue()),
     "context-u8-coarse": lambda: context.encode(tissue(2, 64, 80), ratio=100),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ from zarr_emcodec.runtime.options import TierName
 EMBEDDED = ".emcodec"
 """Folder beside an array's metadata that holds the models which travel with it, one subfolder for each digest."""
 _MAX_EMBEDDED_FILES = 8
+_MAX_MODELS = 64  # that the attributes of one array may name
 _DOCUMENTS = ("zarr.json", ".zarray", ".zattrs")
 _ATTRIBUTE = "emcodec"
 
@@ -133,6 +135,8 @@ def create_array(
             "ratio": asked,
             "lossy": spec.max_error != 0,
         }
+        if len(spec.digests) > 1:
+            note["models"] = [{"model": find_model(digest).card.id, "digest": digest} for digest in spec.digests]
         fixed = {"shape": shape, "dtype": dtype, "chunks": chunks, "zarr_format": zarr_format, "fill_value": fill_value}
         notes: dict[str, Any] = {_ATTRIBUTE: note}
         if isinstance(spec, VQVAESpec) and spec.tier == "prior":
@@ -144,11 +148,12 @@ def create_array(
     array = zarr.create_array(store, **words(spec), **kwargs)
     try:
         if embed_model:
-            embed(array, spec.digest)
+            for digest in spec.digests:
+                embed(array, digest)
         if data is not None:
             array[...] = data
     except Exception:
-        _remove(array, spec.digest)
+        _remove(array, spec.digests)
         raise
     return array
 
@@ -187,7 +192,7 @@ def _check_finite(data: Chunk, chunks: tuple[int, ...]) -> None:
             )
 
 
-def _remove(array: zarr.Array[Any], digest: str) -> None:
+def _remove(array: zarr.Array[Any], digests: Sequence[str]) -> None:
     """Delete the keys of an array, and no others: the place may hold more than we know."""
     objects = array.shards or array.chunks
     grid = [range(-(-n // edge)) for n, edge in zip(array.shape, objects, strict=True)]
@@ -196,7 +201,8 @@ def _remove(array: zarr.Array[Any], digest: str) -> None:
     async def delete() -> None:
         for key in itertools.chain(_DOCUMENTS, chunks):
             await (array.store_path / key).delete()
-        await _embedded(array.store_path, digest).delete_dir()
+        for digest in digests:
+            await _embedded(array.store_path, digest).delete_dir()
 
     with contextlib.suppress(NotImplementedError):  # a ZIP file cannot forget
         sync(delete())
@@ -268,10 +274,19 @@ def open(  # noqa: A001  # the package's own `open`, as in zarr
     node = zarr.open(store, path=path, mode=mode, **kwargs)
     arrays = [node] if isinstance(node, zarr.Array) else [a for _, a in node.arrays()]
     for array in arrays:
-        digest = array.attrs.get(_ATTRIBUTE, {})
-        if isinstance(digest, dict) and isinstance(digest.get("digest"), str):
-            _take_up(array.store_path, digest["digest"], trust_embedded)
+        for digest in _digests(array.attrs.get(_ATTRIBUTE)):
+            _take_up(array.store_path, digest, trust_embedded)
     return node if tier is None else at_tier(node, tier)
+
+
+def _digests(note: Any) -> list[str]:
+    """Of the models that an array's attributes name, its own first."""
+    if not isinstance(note, dict):
+        return []
+    listed = note.get("models")
+    entries = [note, *(listed[:_MAX_MODELS] if isinstance(listed, list) else [])]
+    found = (entry.get("digest") for entry in entries if isinstance(entry, dict))
+    return list(dict.fromkeys(digest for digest in found if isinstance(digest, str)))
 
 
 def _take_up(place: StorePath, digest: str, trust: bool) -> None:

@@ -323,12 +323,15 @@ class INRCodec(SpecSerializer):
         effort: int = DEFAULT_EFFORT,
         seed: int = 0,
         time_limit: float | None = None,
+        prior: str | None = None,
+        prior_share: float = 0.5,
         model: str = "auto",
         mode: Mode = "entropy",
         min_psnr: float | None = None,
         max_error: float | None = None,
         window: tuple[float, float] | None = None,
         background: float | Literal["auto"] | None = "auto",
+        prior_digest: str = "",
         digest: str = "",
     ) -> None:
         if not isinstance(ratio, INRSpec):
@@ -340,12 +343,15 @@ class INRCodec(SpecSerializer):
                 effort=effort,
                 seed=seed,
                 time_limit=time_limit,
+                prior=prior,
+                prior_share=prior_share,
                 model=model,
                 mode=mode,
                 min_psnr=min_psnr,
                 max_error=max_error,
                 window=window,
                 background=background,
+                prior_digest=prior_digest,
                 digest=digest,
             )
         self._hold(ratio)

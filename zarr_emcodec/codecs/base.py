@@ -99,6 +99,11 @@ class Spec:
             put(self, "digest", f"sha256:{card.digest.hex()}")
 
     @property
+    def digests(self) -> tuple[str, ...]:
+        """Of every model that its frames need."""
+        return (self.digest,)
+
+    @property
     def guarded(self) -> bool:
         """Whether a quality is promised."""
         return self.min_psnr is not None or self.max_error is not None

@@ -59,10 +59,13 @@ def encode_many(
     """
     options = current() if options is None else options
     with slot():
-        return _encode(spec, chunks, options, roi)
+        return encode_within_slot(spec, chunks, options, roi)
 
 
-def _encode(spec: Spec, chunks: Sequence[Chunk], options: Options, roi: Regions | None) -> list[bytes]:
+def encode_within_slot(
+    spec: Spec, chunks: Sequence[Chunk], options: Options, roi: Regions | None = None
+) -> list[bytes]:
+    """`encode_many` for a caller that holds a slot already, as an encoder of frames within frames does."""
     chain = chain_of(spec.CODEC)
     words: list[dict[str, Any]] = [{}] * len(chunks)
     if roi is not None:

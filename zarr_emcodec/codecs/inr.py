@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from zarr_emcodec.codecs.base import Spec, number, put
+from zarr_emcodec.codecs.vae import VAESpec
 from zarr_emcodec.errors import SpecError
 from zarr_emcodec.fitting import DEFAULT_EFFORT, LAYERS, STEPS
 from zarr_emcodec.runtime import Card, find_model
@@ -39,6 +40,11 @@ class INRSpec(Spec):
     seed : int
         Of the fit's random numbers: with equal seeds, threads and libraries a chunk gives the same bytes; on a GPU, in
         the same batch.
+    prior : str, optional
+        "vae", or a variational model's name: the chunk is first coded by that model, and the field corrects what it
+        gives. Such chunks are decoded whole; between voxels they answer with the nearest.
+    prior_share : float
+        Of the bytes that the prior has, between 0 and 1.
     time_limit : float, optional
         Seconds of fitting for each chunk, whatever the effort. What is stored then depends on the machine's speed.
     min_psnr, max_error : float, optional
@@ -48,6 +54,8 @@ class INRSpec(Spec):
         Weights have no fixed width.
     model : str
         "auto" (the newest of the backbone), a name, "name@version", or "sha256:<hex>". It holds no weights.
+    prior_digest : str
+        "sha256:<hex>" of the prior; filled in, given only in stored metadata.
     window, background, digest
         As in `zarr_emcodec.codecs.base.Spec`.
 
@@ -73,6 +81,14 @@ class INRSpec(Spec):
     effort: int = DEFAULT_EFFORT
     seed: int = 0
     time_limit: float | None = None
+    prior: str | None = None
+    prior_share: float = 0.5
+    prior_digest: str = ""
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of the model, and of the prior where there is one."""
+        return (self.digest, self.prior_digest) if self.prior_digest else (self.digest,)
 
     def _default_ratio(self) -> float | None:
         return DEFAULT_RATIO
@@ -99,6 +115,26 @@ class INRSpec(Spec):
                 name="time_limit",
                 value=self.time_limit,
             )
+        self._check_prior()
+
+    def _check_prior(self) -> None:
+        share = number("prior_share", self.prior_share)
+        if share is None or not 0 < share < 1:
+            raise SpecError(
+                f"prior_share {self.prior_share!r}: needs a number between 0 and 1; a prior of all bytes is VAECodec.",
+                name="prior_share",
+                value=self.prior_share,
+            )
+        put(self, "prior_share", share)
+        if self.prior is None or self.prior_digest:
+            return
+        assert self.ratio is not None
+        try:
+            prior = VAESpec(ratio=self.ratio / share, model="auto" if self.prior == "vae" else self.prior)
+        except SpecError as error:
+            raise SpecError(f"prior: at {share:g} of the bytes {error}", name="prior", value=self.prior) from error
+        put(self, "prior", prior.model)
+        put(self, "prior_digest", prior.digest)
 
     def _check_integer(self, name: str, low: int, high: int) -> None:
         value: Any = getattr(self, name)

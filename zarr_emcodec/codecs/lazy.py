@@ -62,7 +62,7 @@ class LazyChunk:
         self._opened: Opened | None = None
         if frame.kind in (Kind.LATENT, Kind.MASKED):
             opened = open_frame(frame, None, self._options)
-            if opened.model.card.inr is not None:
+            if opened.model.card.inr is not None and _home(opened).is_field(opened):
                 self._opened = opened
 
     @property
@@ -119,10 +119,8 @@ class LazyChunk:
 
     @cached_property
     def _network(self) -> Any:
-        from zarr_emcodec.codecs.inr_chain import home_of
-
         assert self._opened is not None
-        return home_of(self._opened.model, "decode").network_of(self._opened, self._options)
+        return _home(self._opened).network_of(self._opened, self._options)
 
     def _sample(self, n: int, positions: Callable[[int, int], Positions]) -> Chunk:
         """Values (n,) at positions of the whole chunk, given range by range."""
@@ -151,6 +149,12 @@ class LazyChunk:
         wanted = [p[inside] - part.start for p, part in zip(everywhere, background.box, strict=True)]
         out[inside] = self._compute(len(wanted[0]), lambda a, b: [p[a:b] for p in wanted])
         return out
+
+
+def _home(opened: Opened) -> Any:
+    from zarr_emcodec.codecs.inr_chain import home_of
+
+    return home_of(opened.model, "decode")
 
 
 def nearest(positions: Positions, shape: Shape) -> tuple[NDArray[np.intp], ...]:

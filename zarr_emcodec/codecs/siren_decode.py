@@ -16,7 +16,8 @@ from zarr_emcodec import transform
 from zarr_emcodec._types import Chunk
 from zarr_emcodec.codecs.opened import Opened
 from zarr_emcodec.codecs.siren_field import FieldNetwork, Positions
-from zarr_emcodec.codecs.siren_frames import weight_coder_of
+from zarr_emcodec.codecs.siren_frames import PRIOR, weight_coder_of
+from zarr_emcodec.codecs.siren_prior import decode_prior, grey_of
 from zarr_emcodec.errors import SpecError, UnsupportedFrameError
 from zarr_emcodec.frame import Tier
 from zarr_emcodec.runtime import Options
@@ -27,8 +28,13 @@ def decode(opened: Sequence[Opened], options: Options) -> list[Chunk]:
     return [_decode(item, options) for item in opened]
 
 
+def is_field(opened: Opened) -> bool:
+    """Whether a frame's voxels are those of its network alone, so that each can be asked for by itself."""
+    return not opened.frame.setting & PRIOR
+
+
 def network_of(opened: Opened, options: Options) -> FieldNetwork:
-    """The network of a frame, ready to be asked.
+    """The network of a frame, ready to be asked; where there is a prior, what it gives is to be added to that.
 
     Raises
     ------
@@ -64,5 +70,8 @@ def _decode(opened: Opened, options: Options) -> Chunk:
         return np.unravel_index(np.arange(first + start, first + stop), shape)
 
     grey = network.grey(last - first, positions, options)
+    if network.field.prior is not None:
+        before = decode_prior(network.field.prior, shape, opened.frame.dtype, opened.planes, options)
+        grey += grey_of(before, opened.frame.window)
     window = transform.Window(*opened.frame.window) if opened.frame.window else None
     return transform.from_grey(grey, window, opened.frame.dtype.newbyteorder("=")).reshape(opened.out_shape)

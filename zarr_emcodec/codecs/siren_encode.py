@@ -21,6 +21,7 @@ from zarr_emcodec.codecs.inr import INRSpec
 from zarr_emcodec.codecs.job import LEAST_BUDGET, LOSSLESS_FROM, ChunkJob
 from zarr_emcodec.codecs.siren_field import unit_coordinates
 from zarr_emcodec.codecs.siren_frames import (
+    PRIOR,
     WeightCoder,
     coordinate_axes,
     most_weights,
@@ -28,6 +29,7 @@ from zarr_emcodec.codecs.siren_frames import (
     too_small,
     weight_coder_of,
 )
+from zarr_emcodec.codecs.siren_prior import decode_prior, encode_prior, grey_of
 from zarr_emcodec.codecs.tokens import Contrast
 from zarr_emcodec.errors import MissingExtraError
 from zarr_emcodec.fitting import LAYERS, MAX_WIDTH, STEPS, Architecture, rows_per_step, widest
@@ -59,6 +61,8 @@ class _Plan:
         Of the frame around its sections; for the sections.
     image : ndarray, float32
         Its voxels as the network is to give them, without axes that are no coordinates.
+    prior : bytes
+        The frame that the network corrects, if there is one; `room` is what it leaves.
     """
 
     job: Job
@@ -67,6 +71,12 @@ class _Plan:
     header: int
     room: float
     image: NDArray[np.float32]
+    prior: bytes = b""
+
+    @property
+    def setting(self) -> int:
+        """Of the frame."""
+        return self.architecture.layers | (PRIOR if self.prior else 0)
 
     @property
     def alike(self) -> tuple[object, ...]:
@@ -84,14 +94,15 @@ def encode(jobs: Sequence[Job], options: Options) -> None:
     MissingExtraError
         If torch is not installed.
     """
-    plans = [plan for job in jobs if (plan := _plan(job)) is not None]  # what is refused is refused before any fit
+    # what is refused is refused before any fit
+    plans = [plan for job in jobs if (plan := _plan(job, options)) is not None]
     for batch in _batches(plans):
         _fit(batch, options)
     for plan in plans:
         _check(plan.job)
 
 
-def _plan(job: Job) -> _Plan | None:
+def _plan(job: Job, options: Options) -> _Plan | None:
     """The network that a chunk's budget holds; None where the chunk has become a lossless frame instead."""
     spec, shape = job.spec, job.inner.shape
     assert spec.ratio is not None
@@ -99,7 +110,10 @@ def _plan(job: Job) -> _Plan | None:
     layers = LAYERS[0] if spec.layers is None else spec.layers
     smallest = Architecture(len(axes), _LEAST_WIDTH, layers)
     header = len(job.pack_latents((bytes(1), b""), layers)) - 1  # the length of side information is one byte
-    least = header + side_bytes(smallest) + _STREAM_BYTES + math.ceil(smallest.n_weights * spec.bits / 8)
+    alone = least = header + side_bytes(smallest) + _STREAM_BYTES + math.ceil(smallest.n_weights * spec.bits / 8)
+    if spec.prior:
+        header += 2  # the prior makes side information long, and its length three bytes
+        least = math.ceil((least + 2) / (1 - spec.prior_share))
     budget = job.budget
     if budget < least:
         exact = job.lossless()
@@ -110,9 +124,16 @@ def _plan(job: Job) -> _Plan | None:
             raise too_small(job.native.size, spec.ratio, least, job.native.dtype.itemsize)
         budget = least  # little tissue in a large chunk: still far below the chunk's own budget
     grey = transform.to_grey(job.inner, job.window)
+    prior = encode_prior(job.inner, spec, budget, options) if spec.prior else b""
+    if len(prior) > budget - alone - 2:
+        prior = b""  # little tissue in a large chunk again: the model has no coarser level
+    if prior:
+        before = decode_prior(prior, shape, job.native.dtype, (0, shape[0]), options)
+        grey -= grey_of(before, (job.window.offset, job.window.scale) if job.window else None).reshape(shape)
+    room = budget - header - len(prior)
     contrast = Contrast.of_tissue(grey)
     image = contrast.to_image(grey).reshape([shape[i] for i in axes])
-    return _Plan(job, _architecture(spec, budget - header, job.inner.shape), contrast, header, budget - header, image)
+    return _Plan(job, _architecture(spec, room, job.inner.shape), contrast, header, room, image, prior)
 
 
 def _architecture(spec: INRSpec, room: float, shape: Shape) -> Architecture:
@@ -158,6 +179,7 @@ def _fit(batch: Sequence[_Plan], options: Options) -> None:
         first.architecture,
         FitSettings(STEPS[spec.effort], spec.seed, limit, options.threads, options.provider),
         choose,
+        searches[0].coder.start(first.architecture, first.image.shape),
     )
     for i, (plan, search) in enumerate(zip(batch, searches, strict=True)):
         _code(plan, search, [w[i] for w in fitted.weights], options)
@@ -207,10 +229,10 @@ def _code(plan: _Plan, search: _StepSearch, weights: Sequence[NDArray[np.float32
 
     def frame(finer: int) -> bytes:
         numbers = search.numbers(finer)
-        sections = search.coder.pack(plan.architecture, plan.contrast, weights, numbers, options)
-        return plan.job.pack_latents(sections, plan.architecture.layers)
+        sections = search.coder.pack(plan.architecture, plan.contrast, weights, numbers, options, plan.prior)
+        return plan.job.pack_latents(sections, plan.setting)
 
-    most = plan.room + plan.header
+    most = plan.room + plan.header + len(plan.prior)
     finer, data = 0, frame(0)
     while len(data) > most:
         finer -= 1

@@ -31,11 +31,15 @@ class FieldNetwork:
         Its weights.
     shape : tuple of int, voxels
         Of the box that it stands for.
+
+    Attributes
+    ----------
+    field : Field
     """
 
     def __init__(self, model: Model, field: Field, shape: Shape) -> None:
         assert model.card.inr is not None
-        self._model, self._field, self._shape = model, field, shape
+        self._model, self.field, self._shape = model, field, shape
         self._axes = coordinate_axes(shape)
         self._rows = model.card.inr.rows
         self._part: Any = model.card.inr.part(field.architecture.layers)
@@ -57,7 +61,7 @@ class FieldNetwork:
         for start in range(0, n, self._rows):
             stop = min(start + self._rows, n)
             out[start:stop] = self._call(positions(start, stop), options)[: stop - start]
-        return self._field.contrast.to_grey(out)
+        return self.field.contrast.to_grey(out)
 
     def _call(self, positions: Positions, options: Options) -> NDArray[np.float32]:
         coords = np.zeros((self._rows, len(self._axes)), np.float32)

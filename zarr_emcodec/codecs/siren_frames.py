@@ -7,9 +7,10 @@ layout.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from zarr_emcodec.codecs.tokens import Contrast
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.entropy.tables import COST_SHIFT, ESCAPE_BITS_MIN, SKIP, Tables
 from zarr_emcodec.errors import FrameError, ModelError, SpecError
-from zarr_emcodec.fitting import MAX_WIDTH, Architecture
+from zarr_emcodec.fitting import MAX_WIDTH, Architecture, Start
 from zarr_emcodec.frame.wire import Cursor, varint
 from zarr_emcodec.runtime import Model, Options
 
@@ -27,6 +28,8 @@ MAX_WEIGHTS = 1 << 20
 _FREE_WEIGHTS, _WEIGHTS_PER_VOXEL = 4096, 4
 _MAX_SYMBOL = 1 << 24  # the largest whole number that float32 surely holds
 _MAX_STEPS = 256  # a step's number is a byte
+PRIOR = 0x10
+"""In a frame's setting, beside the number of layers: a prior stands behind the side information."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,14 @@ class Field:
         Of the chunk, in whose terms the network's values are.
     weights : tuple of ndarray, float32
         Its tensors in order, of the architecture's shapes.
+    prior : buffer, optional
+        The frame that its values are added to.
     """
 
     architecture: Architecture
     contrast: Contrast
     weights: tuple[NDArray[np.float32], ...]
+    prior: Buffer | None = None
 
 
 def most_weights(n_voxels: int) -> int:
@@ -70,6 +76,8 @@ class WeightCoder:
     tables : Tables
     steps : ndarray, float32
         Quantiser steps by their numbers, falling.
+    starts : tuple of Start
+        What frames of some networks store differences to.
     """
 
     def __init__(self, model: Model) -> None:
@@ -81,6 +89,13 @@ class WeightCoder:
         if not (np.isfinite(steps).all() and (steps > 0).all()):
             raise ModelError(f"model '{model.card.id}': a quantiser step is not a positive number.")
         self.steps: NDArray[np.float32] = steps
+        assert model.card.inr is not None
+        self.starts = tuple(_start(model.card.id, arrays, *entry) for entry in model.card.inr.starts)
+
+    def start(self, architecture: Architecture, extents: Sequence[int]) -> list[NDArray[np.float32]] | None:
+        """Effective weights that a network's differences are to; None where it has no start."""
+        found = next((start for start in self.starts if start.covers(architecture)), None)
+        return None if found is None else found.weights(architecture, extents)
 
     def quantise(self, tensor: NDArray[np.float32], step: int) -> Symbols:
         """Symbols of a tensor, flat, at a step's number."""
@@ -116,16 +131,18 @@ class WeightCoder:
         weights: Sequence[NDArray[np.float32]],
         steps: Sequence[int],
         options: Options,
+        prior: bytes = b"",
     ) -> tuple[bytes, bytes]:
-        """The two sections of a field."""
+        """The two sections of a field, whose weights are differences where it has a start."""
         symbols = [self.quantise(w, step) for w, step in zip(weights, steps, strict=True)]
         tables = [self.best_table(s)[0] for s in symbols]
         side = bytes([contrast.mean, contrast.deviation]) + varint(architecture.width) + bytes(steps) + bytes(tables)
+        side += prior
         index = np.repeat(np.array(tables, np.uint16), architecture.counts)
         return side, coder.encode(np.concatenate(symbols), index, self.tables, backend=options.entropy_backend)
 
     def unpack(
-        self, sections: Sequence[Buffer], shape: Shape, layers: int, known: tuple[int, int], options: Options
+        self, sections: Sequence[Buffer], shape: Shape, setting: int, known: tuple[int, int], options: Options
     ) -> Field:
         """Inverse of `pack`.
 
@@ -135,8 +152,8 @@ class WeightCoder:
             All but a mask.
         shape : tuple of int, voxels
             Of the box that the field stands for.
-        layers : int
-            The frame's setting.
+        setting : int
+            The frame's.
         known : (int, int)
             Fewest and most layers that the model computes.
         options : Options
@@ -146,6 +163,7 @@ class WeightCoder:
         FrameError
             If the sections do not hold exactly such a network, or a larger one than so many voxels may have.
         """
+        has_prior, layers = bool(setting & PRIOR), setting & ~PRIOR
         if not known[0] <= layers <= known[1]:
             raise FrameError(f"setting: a network of {layers} layers, the model has {known}.", field="setting")
         if len(sections) != 2:
@@ -163,24 +181,43 @@ class WeightCoder:
             )
         steps = np.frombuffer(cursor.take(2 * layers, "side"), np.uint8)
         tables = np.frombuffer(cursor.take(2 * layers, "side"), np.uint8)
-        if cursor.offset != len(cursor.view):
-            raise FrameError(f"side information: {len(cursor.view) - cursor.offset} bytes too many.", field="side")
+        prior = cursor.view[cursor.offset :]
+        if len(prior) and not has_prior:
+            raise FrameError(f"side information: {len(prior)} bytes too many.", field="side")
         if steps.max() >= len(self.steps) or tables.max() >= self.tables.n_tables:
             raise FrameError("side information: a step or table that the model lacks.", field="side")
         index = np.repeat(tables.astype(np.uint16), architecture.counts)
         symbols = coder.decode(sections[1], index, self.tables, backend=options.entropy_backend)
         if len(symbols) and max(int(symbols.max()), -int(symbols.min())) > _MAX_SYMBOL:
             raise FrameError("weights: a symbol beyond 2^24.", field="payload")
-        return Field(architecture, contrast, self._weights(symbols, steps, architecture))
+        extents = [shape[i] for i in coordinate_axes(shape)]
+        weights = self._weights(symbols, steps, architecture, extents)
+        return Field(architecture, contrast, weights, prior if has_prior else None)
 
     def _weights(
-        self, symbols: Symbols, steps: NDArray[np.uint8], architecture: Architecture
+        self, symbols: Symbols, steps: NDArray[np.uint8], architecture: Architecture, extents: Sequence[int]
     ) -> tuple[NDArray[np.float32], ...]:
         parts = np.split(symbols.astype(np.float32), np.cumsum(architecture.counts)[:-1])
-        return tuple(
+        stored = [
             (part * self.steps[step]).reshape(shape)
             for part, step, shape in zip(parts, steps, architecture.shapes, strict=True)
-        )
+        ]
+        start = self.start(architecture, extents)
+        return tuple(stored if start is None else (w + s for w, s in zip(stored, start, strict=True)))
+
+
+def _start(model_id: str, arrays: Mapping[str, NDArray[Any]], axes: int, layers: int, width: int) -> Start:
+    """One learnt start from the arrays of a model."""
+    widest = Architecture(axes, width, layers)
+    tensors = []
+    for i, shape in enumerate(widest.shapes):
+        array = arrays.get(f"start_{axes}_{layers}_{i}")
+        if array is None or array.dtype != np.float16 or array.shape != shape or not np.isfinite(array).all():
+            raise ModelError(
+                f"model '{model_id}': tables.npz does not hold start {i} of {widest}. Reinstall the model."
+            )
+        tensors.append(array.astype(np.float32))
+    return Start(widest, tuple(tensors))
 
 
 @lru_cache(maxsize=16)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from zarr_emcodec.fitting.architecture import LAYERS, MAX_WIDTH, Architecture, widest
 from zarr_emcodec.fitting.effort import DEFAULT_EFFORT, STEPS, Cost, fit_macs, rows_per_step
+from zarr_emcodec.fitting.start import Start
 from zarr_emcodec.fitting.watch import Watcher, watching
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "STEPS",
     "Architecture",
     "Cost",
+    "Start",
     "Watcher",
     "fit_macs",
     "rows_per_step",

@@ -22,6 +22,7 @@ from zarr_emcodec.fitting import siren
 from zarr_emcodec.fitting.adam import Adam
 from zarr_emcodec.fitting.architecture import Architecture
 from zarr_emcodec.fitting.effort import Cost, fit_macs, rows_per_step
+from zarr_emcodec.fitting.problem import Problem
 from zarr_emcodec.fitting.watch import present
 from zarr_emcodec.runtime.torch_backend import full_precision, limited_threads
 
@@ -93,6 +94,7 @@ def fit_fields(
     architecture: Architecture,
     settings: FitSettings,
     choose: Choose,
+    start: Sequence[NDArray[np.float32]] | None = None,
 ) -> Fitted:
     """Fit one field to each chunk of a batch.
 
@@ -106,7 +108,11 @@ def fit_fields(
         Of every network; as many axes as `coords`.
     settings : FitSettings
     choose : callable
-        Gives a chunk's quantiser steps once the fit has settled; weights are rounded to them from then on.
+        Gives a chunk's quantiser steps once the fit has settled; weights are rounded to them from then on. Where there
+        is a start, weights are handed over, and rounded, as differences to it.
+    start : sequence of ndarray, float32, optional
+        Effective weights (in, out) and (out,) that every fit begins with, and those that differences are taken to;
+        random ones, and none, when not given.
 
     Returns
     -------
@@ -121,7 +127,7 @@ def fit_fields(
     device = "cuda" if cuda else "cpu"
     groups = [range(len(targets))] if cuda else [range(i, i + 1) for i in range(len(targets))]
     with limited_threads(torch, settings.threads), full_precision(torch, device):
-        done = [_Fit(targets, coords, architecture, settings, choose, device, group).run() for group in groups]
+        done = [_Fit(targets, coords, architecture, settings, choose, device, group, start).run() for group in groups]
     return Fitted(
         weights=[np.concatenate(parts) for parts in zip(*(fitted.weights for fitted in done), strict=True)],
         steps=np.concatenate([fitted.steps for fitted in done]),
@@ -142,19 +148,23 @@ class _Fit:
         choose: Choose,
         device: str,
         group: range,
+        start: Sequence[NDArray[np.float32]] | None,
     ) -> None:
         targets = targets[group.start : group.stop]
         self.group = group
         self.settings, self.choose, self.architecture = settings, choose, architecture
         self.watchers = present()
-        self.random = torch.Generator().manual_seed(settings.seed)  # on the CPU: one sequence for every device
         self.n_voxels = targets.size
         self.batch = len(targets)
-        self.targets = torch.from_numpy(targets.reshape(self.batch, -1)).to(device)  # (B, voxels)
-        self.axes = [torch.from_numpy(axis).to(device) for axis in coords]
-        self.rows = rows_per_step(self.targets.shape[1])
+        self.rows = rows_per_step(targets[0].size)
+        self.problem = Problem(targets, coords, self.rows, settings.seed, device)
         self.rate = _RATE * min(1.0, _RATED_WIDTH / architecture.width)
-        first = siren.initial(architecture, [len(axis) for axis in coords], self.random)
+        if start is None:
+            first = siren.initial(architecture, [len(axis) for axis in coords], self.problem.random)
+            self.origin = None
+        else:
+            first = siren.before_frequency(start)
+            self.origin = [torch.from_numpy(w.reshape(-1, w.shape[-1])).to(device) for w in start]
         weights = [w.to(device).expand(self.batch, -1, -1).clone() for w in first]
         self.frequency = torch.full((self.batch, 1, 1), siren.FREQUENCY, device=device)
         self.weights = weights
@@ -186,14 +196,14 @@ class _Fit:
         if not choices:
             self._choose_steps()
         with torch.no_grad():
-            weights = [w.cpu().numpy() for w in siren.effective(self.weights, self.frequency)]
+            weights = [w.cpu().numpy() for w in self._moved(siren.effective(self.weights, self.frequency))]
             frequency = self.frequency.reshape(-1).cpu().numpy()
         weights = [w[:, 0] if i % 2 else w for i, w in enumerate(weights)]
         return Fitted(weights, self.steps, frequency, np.full(self.batch, done))
 
     def _clock(self, done: int) -> float:
         """The time, once the steps so far are truly done where it matters: a GPU is handed them ahead."""
-        if self.targets.is_cuda and (self.settings.time_limit is not None or done <= _CALIBRATION):
+        if self.problem.targets.is_cuda and (self.settings.time_limit is not None or done <= _CALIBRATION):
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -216,36 +226,29 @@ class _Fit:
             # a warning, so that whoever waits is told without having set anything up
             _log.warning("%s", Cost(self.batch, steps, self.rows, macs, seconds))
 
-    def _sample(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Coordinates (rows, axes) and values (B, rows) of random voxels."""
-        place = torch.randint(self.targets.shape[1], (rows,), generator=self.random).to(self.targets.device)
-        values = self.targets[:, place]
-        coords = []
-        for axis in reversed(self.axes):
-            coords.append(axis[place % len(axis)])
-            place = place // len(axis)
-        return torch.stack(coords[::-1], 1), values
+    def _moved(self, weights: list[Tensor]) -> list[Tensor]:
+        """Effective weights as they are to be stored: less the start, where there is one."""
+        return weights if self.origin is None else [w - o for w, o in zip(weights, self.origin, strict=True)]
 
     def _gradients(self) -> Sequence[Tensor]:
-        coords, values = self._sample(self.rows)
         weights = siren.effective(self.weights, self.frequency)
         if self.grid is not None:
-            weights = [_rounded(w, step) for w, step in zip(weights, self.grid, strict=True)]
-        loss = (siren.forward(weights, coords) - values).square().sum() / self.rows
-        return torch.autograd.grad(loss, self.free)
+            moved = self._moved(weights)
+            weights = [w + _to_grid(m, step) for w, m, step in zip(weights, moved, self.grid, strict=True)]
+        return torch.autograd.grad(self.problem.losses(weights).sum(), self.free)
 
     @torch.no_grad()
     def _choose_steps(self) -> None:
         weights = siren.effective(self.weights, self.frequency)
-        coords, _ = self._sample(min(_SENSITIVITY_ROWS, self.targets.shape[1]))
-        felt = siren.sensitivity(weights, coords, self.random).T.cpu().numpy().astype(np.float64)
-        arrays = [w.cpu().numpy() for w in weights]
+        coords, _ = self.problem.sample(min(_SENSITIVITY_ROWS, self.problem.n_voxels))
+        felt = siren.sensitivity(weights, coords, self.problem.random).T.cpu().numpy().astype(np.float64)
+        arrays = [w.cpu().numpy() for w in self._moved(weights)]
         self.steps = np.stack([self.choose(n, [w[i] for w in arrays], felt[i]) for i, n in enumerate(self.group)])
-        steps = torch.from_numpy(self.steps).to(self.targets.device)
+        steps = torch.from_numpy(self.steps).to(self.problem.targets.device)
         self.grid = [steps[:, i, None, None] for i in range(len(weights))]
 
 
-def _rounded(weights: Tensor, step: Tensor) -> Tensor:
-    """Weights on the grid of a step; gradients pass as if they were not."""
-    on_grid: Tensor = torch.round(weights.detach() / step) * step
-    return weights + (on_grid - weights.detach())
+def _to_grid(weights: Tensor, step: Tensor) -> Tensor:
+    """How far weights are from the grid of a step; what it is added to gets gradients as if it were not rounded."""
+    weights = weights.detach()
+    return torch.round(weights / step) * step - weights

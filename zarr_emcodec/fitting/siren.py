@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from zarr_emcodec.fitting.architecture import Architecture
+from zarr_emcodec.fitting.architecture import Architecture, highest_frequency
 
 FREQUENCY = 20.0
 """Where the learnable frequency starts: on EM better than the 30 of Sitzmann et al. 2020, or than 10."""
-_BANDWIDTH = 0.33  # found on EM, in 2-D and 3-D: half or twice as much loses some 0.5 dB
 _DRAWS = 8
 
 
@@ -28,7 +29,7 @@ def initial(architecture: Architecture, extents: Sequence[int], generator: torch
     b = sqrt(6 / in) / w, so that arguments of sines keep a unit variance. Phases spread over a period.
     """
     mean = math.prod(extents) ** (1 / len(extents))
-    highest = min(_BANDWIDTH * architecture.n_weights ** (1 / architecture.axes), mean * math.pi / 4)
+    highest = highest_frequency(architecture, mean)
     out = []
     for i, shape in enumerate(architecture.shapes):
         into, layer = shape[0], i // 2
@@ -42,6 +43,12 @@ def initial(architecture: Architecture, extents: Sequence[int], generator: torch
         out.append((2 * torch.rand(shape, generator=generator) - 1) * bound)
     out[0] *= torch.tensor([[extent / mean] for extent in extents])
     return out
+
+
+def before_frequency(weights: Sequence[NDArray[np.float32]]) -> list[Tensor]:
+    """Weights of one network, shapes as `initial` gives them, from effective ones: inverse of `effective`."""
+    tensors = [torch.from_numpy(w.reshape(-1, w.shape[-1])) for w in weights]
+    return [w / FREQUENCY for w in tensors[:-2]] + tensors[-2:]
 
 
 def effective(weights: Sequence[Tensor], frequency: Tensor) -> list[Tensor]:

@@ -204,7 +204,12 @@ class Plan(Record):
             config["digest"]: {"model": config["model"], "digest": config["digest"], "ratio": ratio}
             for config, ratio in reversed(list(zip(self.configs, asked, strict=True)))
         }
-        return tuple(reversed(found.values()))
+        priors = {
+            config["prior_digest"]: {"model": config["prior"], "digest": config["prior_digest"], "ratio": None}
+            for config in self.configs
+            if config.get("prior_digest")
+        }
+        return (*reversed(found.values()), *priors.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, what follows from them included."""

@@ -6,6 +6,7 @@ all under ``decoder``; ndim, stride, halo, channels and levels are not among the
     backbone    "siren": layers of sines, a linear last one
     layers      [fewest, most] of a network; ``decoder.onnx`` is of the most, ``decoder-<n>.onnx`` of n
     rows        coordinates of one call: every call has exactly so many, so that none depends on what is beside it
+    starts      optional: [axes, layers, widest width] of each learnt start in ``tables.npz``
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from zarr_emcodec.runtime.card_values import CardReader
 
 Backbone = Literal["siren"]
 BACKBONES: tuple[str, ...] = get_args(Backbone)
-_MAX_LAYERS = 16
+_MAX_LAYERS = 15  # a frame names them in four bits
 _MAX_ROWS = 1 << 16
+_MAX_STARTS, _MAX_AXES, _MAX_START_WIDTH = 16, 5, 1024
 PLACEHOLDERS: Mapping[str, Any] = {"ndim": 2, "stride": [1, 1], "halo": [0, 0], "channels": 1, "levels": 1}
 """What stands for the grid of latents that a field does not have: cells of one voxel, one level."""
 
@@ -36,11 +38,14 @@ class InrCard:
         Fewest and most.
     rows : int
         Coordinates of one call.
+    starts : tuple of (int, int, int)
+        Axes, layers and widest width of each learnt start: frames of such networks store differences to it.
     """
 
     backbone: str
     layers: tuple[int, int]
     rows: int
+    starts: tuple[tuple[int, int, int], ...] = ()
 
     def part(self, layers: int) -> str:
         """Name of the network of so many layers."""
@@ -66,9 +71,23 @@ def read_inr(reader: CardReader, decoder: Mapping[str, Any]) -> InrCard:
         backbone=backbone,
         layers=(low, high),
         rows=reader.integer(decoder.get("rows"), "decoder.rows", 1, _MAX_ROWS),
+        starts=tuple(_start(reader, entry, (low, high)) for entry in _list(reader, decoder.get("starts", []))),
     )
     files = reader.mapping(decoder.get("files"), "decoder.files")
     missing = [name for n in range(low, high + 1) if (name := f"{card.part(n)}.onnx") not in files]
     if missing or "tables.npz" not in files:
         raise reader.wrong("decoder.files", sorted(files), f"{(*missing, 'tables.npz')[0]!r}")
     return card
+
+
+def _list(reader: CardReader, value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > _MAX_STARTS:
+        raise reader.wrong("decoder.starts", value, f"a list of at most {_MAX_STARTS}")
+    return value
+
+
+def _start(reader: CardReader, entry: Any, known: tuple[int, int]) -> tuple[int, int, int]:
+    axes, layers, width = reader.per_axis(entry, "decoder.starts", 3, 1, _MAX_START_WIDTH)
+    if axes > _MAX_AXES or not known[0] <= layers <= known[1]:
+        raise reader.wrong("decoder.starts", entry, f"at most {_MAX_AXES} axes, {known[0]} to {known[1]} layers")
+    return axes, layers, width
