@@ -33,8 +33,8 @@ class CellPlaces(nn.Module):
         places = len(context.places)
         # both interleavings put the places of one channel side by side
         order = torch.tensor([c * places + place for place in coding for c in range(channels)])
-        self.register_buffer("order", order)
-        self.register_buffer("back", torch.argsort(order))
+        self.register_buffer("order", order.int())
+        self.register_buffer("back", torch.argsort(order).int())
         if self.ndim == 3:
             eye = torch.eye(places).reshape(places, 1, 2, 2, 2).repeat(channels, 1, 1, 1, 1)
             self.register_buffer("eye", eye)
@@ -72,7 +72,7 @@ class CellEncoder(nn.Module):
         channels = config.arch.channels
         at = {place: i for i, place in enumerate(coding)}
         row_major = [at[p] * channels + c for p in range(len(coding)) for c in range(channels)]
-        self.register_buffer("row_major", torch.tensor(row_major))
+        self.register_buffer("row_major", torch.tensor(row_major, dtype=torch.int32))
         spread = torch.rsqrt(model.variance + 1).repeat(len(coding))
         self.register_buffer("spread", spread.reshape(1, -1, *[1] * config.ndim))
 

@@ -41,7 +41,7 @@ _LAPLACE = SHAPES.index(1.0)  # what training assumes
 _FITTED_LEVELS = 24  # those between take the nearest one's shapes
 _CHANGES = (-2, -1, 0, 1, 2)  # of a scale's index, tried with each shape
 _CROPS = {2: 24, 3: 12}
-_BYTE_FROM = 1 << 16  # weights of a layer: there are millions, and a byte each costs hundredths of a decibel
+_BYTE_FROM = 1 << 13  # weights of a layer: there are millions, and a byte each costs hundredths of a decibel
 
 Volumes = Sequence[NDArray[np.float32]]
 

@@ -119,7 +119,7 @@ VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
                 step_max=1200.0,
                 enc_widths=(32, 64, 96),
                 enc_blocks=(1, 1, 1),
-                dec_widths=(32, 64, 128),
+                dec_widths=(40, 64, 128),
                 dec_blocks=(1, 1, 1),
             ),
             hyper=16,
