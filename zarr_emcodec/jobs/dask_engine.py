@@ -148,7 +148,7 @@ class DaskEngine:
     def halt(self) -> None:
         """Let no block begin that has not begun."""
         with self._talking():
-            self._client.run(block.halt, self._job)
+            self._client.run(block.halt, self._job, on_error="ignore")  # of a worker that ends at the same moment
 
     def close(self) -> None:
         """End it; a cluster of ours goes with it, on another the job's traces are removed."""
