@@ -169,6 +169,6 @@ def test_both_models_travel_with_an_array(tmp_path: Path, zarr_format: Any) -> N
     )
     folders = {path.parent.name for path in tmp_path.rglob("card.json")}
     assert {f"sha256:{name}" for name in folders} == set(codec.spec.digests)
-    assert [model["model"] for model in array.attrs["emcodec"]["models"]] == ["inr-siren@1", MODEL]  # type: ignore[index,call-overload,union-attr]
+    assert [model["model"] for model in array.attrs["emcodec"]["models"]] == ["inr-siren@2", MODEL]  # type: ignore[index,call-overload,union-attr]
     again = zarr_emcodec.open(tmp_path / "a.zarr")
     assert psnr(chunk, np.asarray(again[...]), peak=255) > 20  # type: ignore[index]

@@ -15,7 +15,7 @@ from zarr_emcodec.runtime import find_model
 def test_defaults() -> None:
     spec = INRSpec()
     assert (spec.ratio, spec.backbone, spec.bits, spec.layers, spec.effort, spec.seed) == (64, "siren", 6, None, 4, 0)
-    assert (spec.time_limit, spec.model, spec.mode) == (None, "inr-siren@1", "entropy")
+    assert (spec.time_limit, spec.model, spec.mode) == (None, "inr-siren@2", "entropy")
     assert INRSpec(min_psnr=30).ratio == 64
 
 
@@ -42,7 +42,7 @@ def test_a_configuration_survives_json() -> None:
         ({"seed": -1}, "seed -1"),
         ({"time_limit": 0}, "time_limit 0: needs a number above 0"),
         ({"time_limit": "an hour"}, "time_limit 'an hour'"),
-        ({"ratio": 1.5}, "ratio 1.5: model 'inr-siren@1' covers 2 to 65536"),
+        ({"ratio": 1.5}, "ratio 1.5: model 'inr-siren@2' covers 2 to 65536"),
         ({"model": "vae-2d-s16"}, "is for codec 'vae', not 'inr'"),
     ],
 )

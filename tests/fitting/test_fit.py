@@ -162,6 +162,26 @@ def test_sensitivity_says_what_noise_does() -> None:
         assert 0.4 < float(felt[i, 0]) / np.mean(ratios) < 2.5
 
 
+def test_what_has_a_start_is_told_as_differences_to_it() -> None:
+    first = initial(NET, SHAPE, torch.Generator().manual_seed(7))
+    effective = [w * FREQUENCY for w in first[:-2]] + first[-2:]
+    start = [w.numpy().reshape(shape) for w, shape in zip(effective, NET.shapes, strict=True)]
+    seen: list[list[Floats]] = []
+
+    def kept(chunk: int, weights: list[Floats], felt: NDArray[np.float64]) -> Floats:
+        seen.append(weights)
+        return choose(chunk, weights, felt)
+
+    chunk = target()
+    fitted = fit_fields(chunk, AXES, NET, replace(SETTINGS, steps=250), kept, start)
+    moved = [w[0] for w in fitted.weights]
+    assert all(np.abs(w).max() < 3 for w in moved)
+    assert all(np.abs(w - m).max() < 3 for w, m in zip(seen[-1], moved, strict=True))
+    assert moved[0].std() < start[0].std() / 2  # frequencies are nearly left alone, which is what saves bytes
+    whole = replace(fitted, weights=[(w + s)[None] for w, s in zip(moved, start, strict=True)])
+    assert np.square(values(whole, rounded=False) - chunk[0]).mean() < 0.35 * chunk.var()
+
+
 @pytest.mark.gpu
 def test_a_gpu_fits_as_well() -> None:
     if not torch.cuda.is_available():

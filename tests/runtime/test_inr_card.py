@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zarr_emcodec.codecs.siren_frames import weight_coder_of
 from zarr_emcodec.errors import ModelError
+from zarr_emcodec.fitting import Architecture
 from zarr_emcodec.runtime import check_onnx, find_model, parse_card
 from zarr_emcodec.runtime.card import Card
-from zarr_emcodec.runtime.model import read_tables
+from zarr_emcodec.runtime.model import Model, read_tables
 
 MODEL = find_model("inr-siren@1")
 CARD: dict[str, Any] = json.loads(MODEL.decoder_files()["card.json"])
@@ -64,6 +66,49 @@ def test_what_the_shipped_card_says() -> None:
 def test_what_is_refused(path: str, value: Any, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         card(path, value)
+
+
+STARTED = find_model("inr-siren@2")
+
+
+def test_the_card_of_a_model_with_starts() -> None:
+    assert STARTED.card.inr is not None
+    assert STARTED.card.inr.starts == ((2, 3, 96), (2, 4, 96), (3, 3, 96), (3, 4, 96))
+    assert sum(len(STARTED.file(name)) for name in STARTED.card.decoder_files) < 200_000
+    coder = weight_coder_of(STARTED)
+    assert np.array_equal(coder.steps, weight_coder_of(MODEL).steps)
+    assert coder.start(Architecture(1, 20, 4), [64]) is None
+    assert coder.start(Architecture(3, 97, 4), (8, 8, 8)) is None
+    start = coder.start(Architecture(3, 20, 4), (8, 64, 64))
+    assert start is not None
+    assert [w.shape for w in start] == list(Architecture(3, 20, 4).shapes)
+    assert weight_coder_of(MODEL).start(Architecture(3, 20, 4), (8, 64, 64)) is None
+
+
+@pytest.mark.parametrize(
+    ("starts", "words"),
+    [
+        ("none", "decoder.starts is 'none'"),
+        ([[2, 4]], "needs 3 integers"),
+        ([[6, 4, 16]], "at most 5 axes"),
+        ([[2, 8, 16]], "3 to 7 layers"),
+        ([[2, 4, 0]], "from 1 to 1024"),
+        ([[2, 4, 16]] * 17, "a list of at most 16"),
+    ],
+)
+def test_starts_that_are_refused(starts: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        card("decoder.starts", starts)
+
+
+def test_starts_that_the_tables_lack_are_refused() -> None:
+    data = copy.deepcopy(json.loads(STARTED.decoder_files()["card.json"]))
+    del data["digest"]
+    data["decoder"]["starts"].append([4, 4, 16])
+    text = json.dumps(data).encode()
+    model = Model(parse_card(text, "card"), text, files={"tables.npz": STARTED.file("tables.npz")})
+    with pytest.raises(ModelError, match=r"does not hold start 0 of Architecture\(axes=4, width=16"):
+        weight_coder_of(model)
 
 
 def test_the_exporter_makes_what_is_shipped() -> None:

@@ -1,7 +1,8 @@
 """The model directory of neural fields: graphs without weights, and the tables that the weights of frames use.
 
-Nothing is trained here. A field's weights stand in its frame; the directory says, once and for all, how they compute
-and how they are coded: networks of 3 to 7 layers as ONNX, the quantiser steps, the frequency tables.
+A field's weights stand in its frame; the directory says, once and for all, how they compute and how they are coded:
+networks of 3 to 7 layers as ONNX, the quantiser steps, the frequency tables; and, where there are any, the starts that
+`field_start` made, to which frames store differences.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import io
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from zarr_emcodec.entropy.tables import build_tables
 from zarr_emcodec.errors import MissingExtraError
-from zarr_emcodec.fitting.architecture import LAYERS
+from zarr_emcodec.fitting import LAYERS, Start
 from zarr_emcodec.runtime import canonical_digest
 from zarr_emcodec.train.graph import OPSET
 
@@ -62,26 +64,46 @@ def decoder_onnx(layers: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def tables_npz() -> bytes:
-    """Frequency tables of weights in steps, and ``steps`` (256,): float32, falling from 4 by 12 to the octave."""
+def tables_npz(starts: Sequence[Start] = ()) -> bytes:
+    """Frequency tables of weights in steps, and ``steps`` (256,): float32, falling from 4 by 12 to the octave.
+
+    Of a start ``start_<axes>_<layers>_<i>`` is tensor i, float16.
+    """
     arrays: dict[str, Any] = build_tables(_SCALES, _SHAPES, precision=_PRECISION).to_arrays()
     arrays["steps"] = (2.0 ** (2 - np.arange(STEPS) / STEPS_PER_OCTAVE)).astype(np.float32)
+    for start in starts:
+        name = f"start_{start.widest.axes}_{start.widest.layers}"
+        arrays |= {f"{name}_{i}": tensor.astype(np.float16) for i, tensor in enumerate(start.tensors)}
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)
     return stream.getvalue()
 
 
-def export(folder: Path, *, name: str, version: int) -> dict[str, Any]:
-    """Write a model directory and give its card; files of the same names are replaced."""
+def export(
+    folder: Path, *, name: str, version: int, starts: Sequence[Start] = (), made_from: str = "none"
+) -> dict[str, Any]:
+    """Write a model directory and give its card; files of the same names are replaced.
+
+    Parameters
+    ----------
+    folder : Path
+    name, version : str, int
+    starts : sequence of Start
+        What frames store differences to.
+    made_from : str
+        What those were made from.
+    """
     low, high = LAYERS
     files = {f"decoder-{n}.onnx": decoder_onnx(n) for n in range(low, high)}
-    files |= {"decoder.onnx": decoder_onnx(high), "tables.npz": tables_npz()}
-    decoder = {
+    files |= {"decoder.onnx": decoder_onnx(high), "tables.npz": tables_npz(starts)}
+    decoder: dict[str, Any] = {
         "files": {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())},
         "backbone": "siren",
         "layers": [low, high],
         "rows": ROWS,
     }
+    if starts:
+        decoder["starts"] = [[s.widest.axes, s.widest.layers, s.widest.width] for s in starts]
     card = {
         "format": 1,
         "id": f"{name}@{version}",
@@ -91,7 +113,7 @@ def export(folder: Path, *, name: str, version: int) -> dict[str, Any]:
         "ratio_range": [2, 65536],
         "voxel_nm": {},
         "mac_per_voxel": {},
-        "training": {"data": "none: a field is fitted to each chunk"},
+        "training": {"data": f"{made_from}: a field is fitted to each chunk"},
         "licence": "BSD-3-Clause",
         "measured": {},
     }
@@ -108,8 +130,15 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder that gets <name>/")
     parser.add_argument("--name", default="inr-siren")
     parser.add_argument("--version", type=int, default=1, help="never reuse one that was released")
+    parser.add_argument("--starts", type=Path, help="checkpoint of train.field_start (needs torch)")
     args = parser.parse_args()
-    card = export(args.models / args.name, name=args.name, version=args.version)
+    starts: list[Start] = []
+    made_from = "none"
+    if args.starts:
+        from zarr_emcodec.train.field_start import describe_starts, load_starts
+
+        starts, made_from = load_starts(args.starts), describe_starts(args.starts)
+    card = export(args.models / args.name, name=args.name, version=args.version, starts=starts, made_from=made_from)
     print(json.dumps({key: card[key] for key in ("id", "digest", "ratio_range")}))
 
 
