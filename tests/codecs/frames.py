@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.codecs import context, fields, vq
+from tests.codecs import context, fields, fitted, vq
 from tests.volumes import as_dtype, fibsem, noise, padded
 from zarr_emcodec import transform
 from zarr_emcodec._types import Buffer, Symbols
@@ -55,7 +55,7 @@ def symbols_of(data: Buffer, backend: Backend | None = None) -> Symbols:
     if model.card.tokens is not None:
         return vq.tokens_of(data, backend)
     if model.card.inr is not None:
-        return fields.symbols_of(data, backend)
+        return fitted.symbols_of(data, backend) if model.card.inr.grids else fields.symbols_of(data, backend)
     if model.card.context is not None:
         return context.symbols_of(data, backend)
     shape, sections = frame.shape, list(frame.sections)

@@ -62,6 +62,13 @@ CASES = [
     Case("inr-siren", {"ratio": 40, "effort": 0}, "inr", ratio=40),
     Case("inr-hybrid", {"ratio": 40, "effort": 0, "prior": "vae-2d-s32"}, "inr", ratio=40),
     Case("inr-error", {"ratio": 40, "effort": 0, "layers": 5, "bits": 8, "max_error": 60}, "inr", worst=60),
+    Case("inr-latents", {"backbone": "latents", "ratio": 40, "effort": 0}, "inr", ratio=40),
+    Case(
+        "inr-latents-psnr",
+        {"backbone": "latents", "ratio": 40, "effort": 0, "min_psnr": 29.0},
+        "inr",
+        floor_db=29.0,
+    ),
     Case("inr-lossless", {"max_error": 0}, "inr", exact=True),
 ]
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import zarr_emcodec
-from tests.codecs import context, fields, vq
+from tests.codecs import context, fields, fitted, vq
 from tests.codecs.frames import encode, frames, in_many_streams, symbols_of, with_escapes, with_other_tables
 from tests.models import CONTEXT_FOLDER, FOLDER
 from tests.volumes import as_dtype, fibsem, padded
@@ -87,6 +87,10 @@ FEATURES: dict[str, Callable[[], bytes]] = {
     "inr-start-section": lambda: fields.frames()["section"],
     "inr-hybrid": lambda: fields.frames()["hybrid"],
     "inr-hybrid-u16-masked": lambda: fields.frames()["hybrid u16 masked"],
+    "fitted-volume": lambda: fitted.encode(tissue(9, 32, 40), ratio=32),
+    "fitted-section": lambda: fitted.encode(tissue(1, 70, 80)[0], ratio=24),
+    "fitted-u16-fortran": lambda: fitted.encode(np.asfortranarray(as_dtype(tissue(), "uint16"))),
+    "fitted-masked-bitmap": lambda: fitted.encode(holed()),
     "vqvae-volume": lambda: vq.encode(tissue(5), ratio=32, model="tiny-vq3d"),
     "context-u8": lambda: context.encode(tissue()),
     "context-u8-coarse": lambda: context.encode(tissue(2, 64, 80), ratio=100),
@@ -115,6 +119,9 @@ ERRORS: dict[str, Callable[[], bytes]] = {
     "unknown-model": lambda: pack(replace(unpack(encode(tissue(), ratio=16)), model=bytes(range(8)))),
     "inr-too-wide": lambda: fields.with_width(fields.frames()["volume"], 200),
     "inr-too-deep": lambda: pack(replace(unpack(fields.frames()["volume"]), setting=9)),
+    "fitted-no-grid": lambda: pack(
+        replace(frame := unpack(fitted.encode(tissue(1, 40, 40))), sections=(b"\4", *frame.sections[1:]))
+    ),
     "context-level-lacked": lambda: pack(replace(unpack(context.frames()["sections"]), setting=64)),
     "context-short-part": lambda: _with_last(
         data := context.frames()["sections"], bytes(unpack(data).sections[-1])[:2]

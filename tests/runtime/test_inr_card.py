@@ -52,7 +52,8 @@ def test_what_the_shipped_card_says() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("decoder.backbone", "latents", "this version knows 'siren'"),
+        ("decoder.backbone", "pyramid", "this version knows 'siren'"),
+        ("decoder.backbone", "latents", "one or two grids"),
         ("decoder.backbone", KeyError, "backbone None"),
         ("decoder.layers", [2, 7], "decoder.layers is 2"),
         ("decoder.layers", [3], "2 integers"),

@@ -148,5 +148,5 @@ class Feed:
         piece = np.packbits(self._bits[self._bit : stop], bitorder="little")
         self._bit = stop
         symbols = np.zeros(len(index), np.int32)
-        symbols[places] = coder.field_values(memoryview(piece), table, self._tables)
+        symbols[places] = coder.field_values(memoryview(piece.tobytes()), table, self._tables)
         return symbols

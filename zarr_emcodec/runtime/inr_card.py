@@ -3,7 +3,7 @@
 Parts of the card's JSON in, a checked `InrCard` out. Such a model has no weights of its own: frames bring theirs. Keys,
 all under ``decoder``; ndim, stride, halo, channels and levels are not among them::
 
-    backbone    "siren": layers of sines, a linear last one
+    backbone    "siren": layers of sines, a linear last one; "latents": see `grid_card`, which has keys of its own
     layers      [fewest, most] of a network; ``decoder.onnx`` is of the most, ``decoder-<n>.onnx`` of n
     rows        coordinates of one call: every call has exactly so many, so that none depends on what is beside it
     starts      optional: [axes, layers, widest width] of each learnt start in ``tables.npz``
@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 
 from zarr_emcodec.errors import ModelError
 from zarr_emcodec.runtime.card_values import CardReader
+from zarr_emcodec.runtime.grid_card import GridCard, read_grids
 
-Backbone = Literal["siren"]
+Backbone = Literal["siren", "latents"]
 BACKBONES: tuple[str, ...] = get_args(Backbone)
 _MAX_LAYERS = 15  # a frame names them in four bits
 _MAX_ROWS = 1 << 16
@@ -33,19 +34,26 @@ class InrCard:
 
     Attributes
     ----------
-    backbone : {"siren"}
+    backbone : {"siren", "latents"}
     layers : (int, int)
         Fewest and most.
     rows : int
         Coordinates of one call.
     starts : tuple of (int, int, int)
         Axes, layers and widest width of each learnt start: frames of such networks store differences to it.
+    grids : tuple of GridCard
+        Of backbone "latents", which has no layers and no rows; none otherwise.
     """
 
     backbone: str
     layers: tuple[int, int]
     rows: int
     starts: tuple[tuple[int, int, int], ...] = ()
+    grids: tuple[GridCard, ...] = ()
+
+    def grid(self, ndim: int) -> GridCard:
+        """The grid of sections (2) or volumes (3); there must be one."""
+        return next(grid for grid in self.grids if grid.ndim == ndim)
 
     def part(self, layers: int) -> str:
         """Name of the network of so many layers."""
@@ -66,6 +74,8 @@ def read_inr(reader: CardReader, decoder: Mapping[str, Any]) -> InrCard:
             f"{reader.where}: backbone {backbone!r:.40}, this version knows {', '.join(map(repr, BACKBONES))}. "
             "Upgrade zarr_emcodec."
         )
+    if backbone == "latents":
+        return InrCard(backbone=backbone, layers=(0, 0), rows=0, grids=read_grids(reader, decoder))
     low, high = reader.per_axis(decoder.get("layers"), "decoder.layers", 2, 3, _MAX_LAYERS)
     card = InrCard(
         backbone=backbone,

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from zarr_emcodec.runtime.grid_card import GridCard
     from zarr_emcodec.runtime.token_card import TokenCard
 
 Part = Literal["encoder", "decoder", "encoder-bottom", "decoder-bottom", "prior", "prior-bottom",
-               "context-0", "context-1", "context-2", "context-3"]  # fmt: skip
-"""A network of a model, by the name of its file; all but the first two are of token models or of entropy models."""
+               "context-0", "context-1", "context-2", "context-3", "encoder-3", "decoder-3"]  # fmt: skip
+"""A network of a model, by the name of its file; all but the first two are of token models, of entropy models or, "-3",
+of volumes where a model has sections and volumes."""
 CARD, TABLES = "card.json", "tables.npz"
 MAX_FILE_BYTES = 1 << 28
 _MAX_TABLE_BYTES = 1 << 26  # all arrays together, unpacked
@@ -82,8 +84,8 @@ class Model:
 
     @property
     def can_encode(self) -> bool:
-        """Whether an encoder came with it; fields are fitted and need none."""
-        return bool(self.card.encoder_files) or self.card.inr is not None
+        """Whether an encoder came with it; neural fields are fitted and need none."""
+        return bool(self.card.encoder_files) or (self.card.inr is not None and not self.card.inr.grids)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Model) and self.card.digest == other.card.digest
@@ -213,7 +215,7 @@ class Model:
         if card.tokens is not None:
             return _token_output(card.tokens, part, shape)
         if card.inr is not None:
-            return (shape[0], 1)
+            return _grid_output(card.inr.grid(len(shape) - 2), part, shape) if card.inr.grids else (shape[0], 1)
         if card.context is not None and part.startswith("context"):
             group = card.context.groups[int(part.rpartition("-")[2])]
             return (shape[0], 2 * card.context.channels * len(group), *shape[2:])
@@ -221,6 +223,13 @@ class Model:
         if part == "encoder":
             return (shape[0], card.channels, *(size // stride for size, stride in grid))
         return (shape[0], 1, *(size * stride for size, stride in grid))
+
+
+def _grid_output(grid: GridCard, part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
+    cells = zip(shape[2:], grid.stride, strict=True)
+    if part.startswith("encoder"):
+        return (shape[0], grid.channels, *(size // stride for size, stride in cells))
+    return (shape[0], 1, *(size * stride for size, stride in cells))
 
 
 def _token_output(tokens: TokenCard, part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
