@@ -252,7 +252,18 @@ def test_a_fit_that_is_called_off_leaves_nothing() -> None:
     told.clear()
     with watching(told.append):
         encode(fibsem()[:1, :64, :64], effort=1)
-    assert sum(told) == pytest.approx(2 * 64 * 64)  # two runs of the fit
+    assert sum(told) == pytest.approx(64 * 64)
+
+
+def test_no_round_is_begun_after_the_time_limit() -> None:
+    pytest.importorskip("torch", reason="fitting needs torch")
+    from zarr_emcodec.fitting import watching
+
+    told: list[float] = []
+    with watching(told.append):
+        limited = encode(fibsem()[:1], ratio=64, effort=9, time_limit=1e-4)
+    assert limited == encode(fibsem()[:1], ratio=64)
+    assert sum(told) == pytest.approx(128 * 128)
 
 
 def test_budgets_of_parts() -> None:

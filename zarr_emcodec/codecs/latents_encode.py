@@ -27,6 +27,7 @@ from zarr_emcodec.codecs.latents_context import LatentsModel, Step, Walk, latent
 from zarr_emcodec.codecs.latents_decode import PARTS, analyse, synthesise
 from zarr_emcodec.codecs.quantise import HALF_WIDTH, PRICE
 from zarr_emcodec.errors import MissingExtraError
+from zarr_emcodec.fitting.watch import present
 from zarr_emcodec.quality.target import coarsest_level, finest_level
 from zarr_emcodec.runtime import Options
 
@@ -63,6 +64,7 @@ class _Fit:
     latents: NDArray[np.float32] = field(init=False)
     sizes: dict[int, float] = field(init=False, default_factory=dict)
     fixed: int = field(init=False)
+    round_s: float = 0.0  # at least, of those so far
 
     def __post_init__(self) -> None:
         card, job = self.model.card, self.job
@@ -119,14 +121,19 @@ class _Fit:
         inside = (slice(None), *(slice(n) for n in transform.section_shape(self.job.inner.shape, self.model.card.ndim)))
         return float(np.square(decoded[inside] - self.grey[inside], dtype=np.float64).sum())
 
-    def improve(self, level: int, rounds: int, deadline: float | None) -> None:
-        """Move the latents to what the decoder makes most of at a level."""
+    def improve(self, level: int, rounds: int, of_all: int, deadline: float | None) -> None:
+        """Move the latents to what the decoder makes most of at a level, by some rounds of all that the chunk gets."""
         if not rounds:
             return
         try:
             from zarr_emcodec.fitting.latents import Task, fit_latents
         except ImportError as error:
             raise MissingExtraError("fitting latents (effort= above 0)", extra="torch") from error
+        began = time.perf_counter()
+        if deadline is not None and began + self.round_s > deadline:
+            for watcher in present():
+                watcher(self.job.inner.size * rounds / of_all)
+            return
         card, model = self.model.card, self.model.model
         part = PARTS[card.ndim][1]
         gain = self.model.gain[level]
@@ -140,6 +147,7 @@ class _Fit:
             gain=gain,
             price=PRICE * float(np.median(gain)) ** 2,
             macs=float(model.card.mac_per_voxel.get(f"decode_{card.ndim}d", 0)),
+            share=rounds / of_all,
         )
         self.latents = fit_latents(
             task,
@@ -149,6 +157,7 @@ class _Fit:
             deadline=deadline,
             threads=self.options.threads,
         )
+        self.round_s = (time.perf_counter() - began) / (rounds + 1)
         self.sizes = {}
 
     def frame(self, level: int, deaf: float = 1.0) -> bytes:
@@ -191,9 +200,9 @@ def _encode(job: Job, options: Options) -> None:
     rounds = ROUNDS[spec.effort]
     first = math.ceil(_FIRST * rounds)
     halfway = None if deadline is None else began + _FIRST * (deadline - began)
-    fit.improve(level, first, halfway)
+    fit.improve(level, first, rounds, halfway)
     level = fit.level_for(budget, level)
-    fit.improve(level, rounds - first, deadline)
+    fit.improve(level, rounds - first, rounds, deadline)
     level = fit.level_for(budget, level)
     job.frame, level = _land(fit, level, budget)
     if spec.guarded:

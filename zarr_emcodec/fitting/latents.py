@@ -58,6 +58,8 @@ class Task:
         Squared grey levels for a bit.
     macs : float
         Multiply-accumulates of a voxel's decoding.
+    share : float
+        Of all that the chunk's latents get, for who watches.
     """
 
     decoder: bytes
@@ -69,6 +71,7 @@ class Task:
     gain: NDArray[np.float32]
     price: float
     macs: float
+    share: float = 1.0
 
 
 def fit_latents(
@@ -142,7 +145,7 @@ class _Descent:
 
     def _tell(self, share: float) -> None:
         for watcher in self.watchers:
-            watcher(self.n_voxels * share)
+            watcher(self.n_voxels * self.task.share * share)
 
     def _announce(self, seconds: float) -> None:
         if self.deadline is not None:
