@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Neural fields on a volume: quality over the ratio at stated efforts, beside peers; what fits, decoding and single
-voxels cost.
+"""What is fitted to each chunk (fields of sines, latents) on a volume: quality over the ratio at stated efforts, beside
+peers; what fits, decoding and single voxels cost.
 
     pip install 'zarr_emcodec[cpu,torch,bench]'
     python benchmarks/inr.py fib_medulla_64.tif --chunk 64 256 256 --efforts 3 5 --ratios 32 64 128 256 512
+    python benchmarks/inr.py sstem_cremi_11.tif --chunk 1 625 625 --backbones latents --efforts 0 4 --tag sections
     python benchmarks/inr.py sample.tif --crop 8 64 64 --efforts 0 1 --ratios 16 32 --peers jpeg2k
 
 A fit takes seconds to hours a chunk: `--time-limit` bounds each, and what that gives depends on the machine. Encoding
@@ -16,6 +17,7 @@ chunk that holds it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -83,7 +85,7 @@ def measure(volume: Volume, chunk: Shape3, ratio: float, words: dict[str, Any]) 
         "stored_bytes": stored,
         "frame_bytes": sum(map(len, frames)),
         "kinds": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        "layers": unpack(frames[0]).setting,
+        "setting": unpack(frames[0]).setting,  # layers, or the level of latents
         "encode_s_per_mvoxel": encode_s / (raw.size / 1e6),
         "decode_mvoxel_s": raw.size / 1e6 / decode_s,
         "access_ms": access,
@@ -124,10 +126,12 @@ def _median_ms(read: Callable[[tuple[int, ...]], Any], places: list[tuple[int, .
 
 
 def our_curves(volume: Volume, chunk: Shape3, args: argparse.Namespace) -> dict[str, Any]:
-    """A curve for each effort."""
+    """A curve for each backbone and effort."""
     curves = {}
-    for effort in args.efforts:
-        words = {"effort": effort, "bits": args.bits, "layers": args.layers, "time_limit": args.time_limit}
+    for backbone, effort in itertools.product(args.backbones, args.efforts):
+        words = {"backbone": backbone, "effort": effort, "time_limit": args.time_limit}
+        if backbone == "siren":
+            words |= {"bits": args.bits, "layers": args.layers}
         points, refused = [], {}
         for ratio in args.ratios:
             try:
@@ -135,9 +139,14 @@ def our_curves(volume: Volume, chunk: Shape3, args: argparse.Namespace) -> dict[
             except SpecError as error:
                 refused[f"{ratio:g}"] = str(error)
                 continue
-            print(f"  effort {effort}, {ratio:g}x: {points[-1]['psnr']:.2f} dB", flush=True)
-        label = f"siren, effort {effort}"
-        curves[f"siren_{effort}"] = {"label": label, "ours": True, "words": words, "points": points, "refused": refused}
+            print(f"  {backbone}, effort {effort}, {ratio:g}x: {points[-1]['psnr']:.2f} dB", flush=True)
+        curves[f"{backbone}_{effort}"] = {
+            "label": f"{backbone}, effort {effort}",
+            "ours": True,
+            "words": words,
+            "points": points,
+            "refused": refused,
+        }
     return curves
 
 
@@ -158,14 +167,14 @@ def peer_curves(volume: Volume, chunk: Shape3, names: list[str]) -> dict[str, An
 
 def cost_table(curves: dict[str, Any]) -> str:
     """What each point took to make and to read."""
-    header = ["", "asked", "layers", "fit s/Mvoxel", "decode Mvoxel/s"]
+    header = ["", "asked", "setting", "fit s/Mvoxel", "decode Mvoxel/s"]
     rows, names = [], []
     for curve in (curve for curve in curves.values() if curve["ours"]):
         for point in curve["points"]:
             names = list(point["access_ms"])
             times = [f"{ms:.2f}" for ms in point["access_ms"].values()]
             costs = [f"{point['encode_s_per_mvoxel']:.1f}", f"{point['decode_mvoxel_s']:.3f}"]
-            rows.append([curve["label"], f"{point['asked']:g}x", str(point["layers"]), *costs, *times])
+            rows.append([curve["label"], f"{point['asked']:g}x", str(point["setting"]), *costs, *times])
     return figures.table([*header, *(f"{name}, ms" for name in names)], rows)
 
 
@@ -175,11 +184,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--chunk", nargs=3, type=int, default=(16, 512, 512), metavar=("Z", "Y", "X"))
     parser.add_argument("--crop", nargs=3, type=int, metavar=("Z", "Y", "X"), help="the corner of that size alone")
     parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
+    parser.add_argument("--backbones", nargs="+", default=["siren"], choices=("siren", "latents"))
     parser.add_argument("--efforts", nargs="+", type=int, default=[4])
     parser.add_argument("--bits", type=int, default=6)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--time-limit", type=float, help="seconds for each chunk")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tag", default="", help="at the end of the record's name")
     parser.add_argument("--peers", default=STILL_AND_VIDEO, help="comma-separated, or '' for none")
     parser.add_argument("--out", type=Path, default=RESULTS / package_version(), help="folder of the JSON and PNG")
     return parser.parse_args()
@@ -208,8 +219,9 @@ def main() -> None:
         "bd_rate_percent": figures.bd_rates(curves),
         "bd_rate_ssim_percent": figures.bd_rates(curves, "ssim"),
     }
-    write_json(args.out / f"inr_{volume.name}.json", record)
-    figures.rd_plot(record, args.out / f"inr_{volume.name}.png")
+    name = "_".join(part for part in ("inr", volume.name, args.tag) if part)
+    write_json(args.out / f"{name}.json", record)
+    figures.rd_plot(record, args.out / f"{name}.png")
     print(figures.rd_report(record), cost_table(curves), sep="\n\n")
 
 
