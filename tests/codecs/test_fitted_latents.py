@@ -186,6 +186,14 @@ def test_small_chunks_take_what_a_header_does(shape: tuple[int, ...]) -> None:
     assert decode(frame).shape == shape
 
 
+def test_chunks_that_readers_would_refuse_are_lossless() -> None:
+    chunk = np.ascontiguousarray(fibsem().reshape(-1, 2, 2)[:3000])
+    with options(max_chunk_bytes=1 << 19):
+        frame = encode(chunk)
+        assert inspect(frame).kind == "lossless"
+        assert np.array_equal(decode(frame), chunk)
+
+
 def test_constant_chunks_and_nan() -> None:
     assert inspect(encode(np.full((4, 64, 64), 7, np.uint8))).kind == "constant"
     chunk = fibsem()[:4].astype(np.float32)

@@ -196,7 +196,11 @@ def _encode(job: Job, options: Options) -> None:
     began = time.perf_counter()
     deadline = None if spec.time_limit is None else began + _TIME_SHARE * spec.time_limit
     budget = max(job.budget, fixed_bytes(job, 2) + _LEAST_STREAM)  # little tissue in a large chunk
-    fit, level = _best_grid(job, budget, options)
+    found = _best_grid(job, budget, options)
+    if found is None:
+        job.frame = job.lossless()
+        return
+    fit, level = found
     rounds = ROUNDS[spec.effort]
     first = math.ceil(_FIRST * rounds)
     halfway = None if deadline is None else began + _FIRST * (deadline - began)
@@ -211,19 +215,27 @@ def _encode(job: Job, options: Options) -> None:
         job.take_smaller(job.lossless())
 
 
-def _best_grid(job: Job, budget: float, options: Options) -> tuple[_Fit, int]:
-    """The grid that gives the smaller error within the budget, sections or volumes, and its level."""
+def _best_grid(job: Job, budget: float, options: Options) -> tuple[_Fit, int] | None:
+    """The grid that gives the smaller error within the budget, sections or volumes, and its level.
+
+    None where sections are so thin that readers refuse what they grow to.
+    """
     assert job.model.card.inr is not None
     shape = job.inner.shape
-    thick = len(shape) >= 3 and shape[-3] >= _THIN
-    grids = [grid for grid in job.model.card.inr.grids if grid.ndim == 2 or thick]
+    grids = [
+        grid
+        for grid in job.model.card.inr.grids
+        if transform.padded_voxels(shape, grid.stride) <= options.max_chunk_bytes
+    ]
+    if len(shape) < 3 or shape[-3] < _THIN:
+        grids = [grid for grid in grids if grid.ndim == 2] or grids
     found = []
-    for grid in grids or job.model.card.inr.grids:
+    for grid in grids:
         fit = _Fit(job, latents_model_of(job.model, grid.ndim), options)
         found.append((fit, fit.level_for(budget, grid.levels // 2)))
-    if len(found) == 1:
-        return found[0]
-    return min(found, key=lambda pair: pair[0].squared_error(pair[1]))
+    if len(found) > 1:
+        return min(found, key=lambda pair: pair[0].squared_error(pair[1]))
+    return found[0] if found else None
 
 
 def _land(fit: _Fit, level: int, budget: float) -> tuple[bytes, int]:
