@@ -72,7 +72,8 @@ class INRSpec(Spec):
     Notes
     -----
     Encoding needs torch, decoding does not. A chunk whose budget holds no network is refused when it is encoded, with
-    the size of the smallest chunk that this ratio works for: chunks should have a million voxels or more.
+    the size of the smallest chunk that this ratio works for: chunks should have a million voxels or more. Latents refuse
+    no chunk; one that misses a promised quality goes to finer levels before it is stored losslessly.
     """
 
     CODEC: ClassVar[str] = "inr"
