@@ -23,10 +23,10 @@ import torch
 from common import OURS, RESULTS, machine, package_version, versions, write_json
 
 from zarr_emcodec.fitting import Start, siren
+from zarr_emcodec.fitting.learned import LearnedUpdate, learned_rate
 from zarr_emcodec.train.field_start import AdamCosine, load_starts
 from zarr_emcodec.train.field_tasks import LAYERS, FieldTask, FieldTasks, Update, fit_task
-from zarr_emcodec.train.learned_optimiser import LearnedUpdate
-from zarr_emcodec.train.optimiser_search import SearchConfig, load_optimiser
+from zarr_emcodec.train.optimiser_search import load_optimiser
 from zarr_emcodec.train.recipes import standard_sources
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ def fit(task: FieldTask, steps: int, update: Update, start: Start | None = None,
     return task.psnr(fit_task(problem, first, steps, update))
 
 
+def codec_rate(width: int) -> float:
+    """What the codec fits with."""
+    return 5e-3 * min(1.0, 80 / width)
+
+
 def tuned_rate(tasks: list[FieldTask], steps: int) -> float:
     """The rate of Adam that ends highest."""
     means = {rate: sum(fit(task, steps, AdamCosine(rate)) for task in tasks) for rate in RATES}
@@ -57,11 +62,12 @@ def compare(tuning: list[FieldTask], tasks: list[FieldTask], steps: int, args: a
     rate = tuned_rate(tuning, steps)
     starts = {start.widest.axes: start for start in load_starts(args.starts) if start.widest.layers == LAYERS}
     parameters = load_optimiser(args.optimiser)
-    usual = SearchConfig.field_rate
+    width = tasks[0].architecture.width
+    own, usual = learned_rate(width), codec_rate(width)
     ways: list[tuple[Callable[[], Update], bool]] = [
         (lambda: AdamCosine(rate), False),
         (lambda: AdamCosine(rate), True),
-        (lambda: LearnedUpdate(parameters, usual), False),
+        (lambda: LearnedUpdate(parameters, own), False),
         (lambda: AdamCosine(usual), False),
     ]
     found: dict[str, Any] = {"steps": steps, "tuned_rate": rate}

@@ -18,6 +18,7 @@ from tests.volumes import fibsem
 from zarr_emcodec.fitting import Architecture, watching
 from zarr_emcodec.fitting import fit as fit_module
 from zarr_emcodec.fitting.fit import FitSettings, Fitted, fit_fields
+from zarr_emcodec.fitting.learned import shipped_update
 from zarr_emcodec.fitting.siren import FREQUENCY, forward, initial, sensitivity
 
 Floats = NDArray[np.float32]
@@ -160,6 +161,25 @@ def test_sensitivity_says_what_noise_does() -> None:
             error = float((forward(moved, coords) - exact).square().mean())
             ratios.append(error / float(noise.square().sum()))
         assert 0.4 < float(felt[i, 0]) / np.mean(ratios) < 2.5
+
+
+def test_which_fits_the_learned_optimiser_is_for() -> None:
+    there = [
+        shipped_update(Architecture(3, width, 4), steps, "cpu") is not None
+        for width, steps in ((14, 30), (14, 50), (64, 200), (65, 200), (14, 400))
+    ]
+    assert there == [False, True, True, False, False]
+
+
+def test_the_learned_optimiser_ends_lower_at_equal_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def error() -> float:
+        chunks = target(3)
+        fitted = fit(chunks, replace(SETTINGS, steps=100))
+        return float(np.mean([np.square(values(fitted, i) - chunks[i]).mean() for i in range(3)]))
+
+    learned = error()
+    monkeypatch.setattr(fit_module, "shipped_update", lambda *_: None)
+    assert learned < error()
 
 
 def test_what_has_a_start_is_told_as_differences_to_it() -> None:

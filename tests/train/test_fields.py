@@ -17,6 +17,7 @@ from tests.volumes import fibsem
 from zarr_emcodec import options
 from zarr_emcodec.codecs import INRSpec, decode_many, encode_many
 from zarr_emcodec.fitting import Architecture, siren
+from zarr_emcodec.fitting.learned import N_PARAMETERS, LearnedUpdate, first_parameters
 from zarr_emcodec.frame import inspect
 from zarr_emcodec.quality import psnr
 from zarr_emcodec.runtime import find_model
@@ -25,7 +26,6 @@ from zarr_emcodec.train.data import Source
 from zarr_emcodec.train.export_inr import export
 from zarr_emcodec.train.field_start import AdamCosine, StartConfig, StartTrainer, describe_starts, load_starts
 from zarr_emcodec.train.field_tasks import FieldTask, FieldTasks, fit_task, task_of
-from zarr_emcodec.train.learned_optimiser import N_PARAMETERS, LearnedUpdate, first_parameters
 from zarr_emcodec.train.optimiser_search import Search, SearchConfig, load_optimiser
 
 SMALL = StartConfig(minutes=0, kinds=((3, 4), (2, 3)), width=16, least=5, steps=4, rows=128)

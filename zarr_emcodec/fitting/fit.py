@@ -22,6 +22,7 @@ from zarr_emcodec.fitting import siren
 from zarr_emcodec.fitting.adam import Adam
 from zarr_emcodec.fitting.architecture import Architecture
 from zarr_emcodec.fitting.effort import Cost, fit_macs, rows_per_step
+from zarr_emcodec.fitting.learned import shipped_update
 from zarr_emcodec.fitting.problem import Problem
 from zarr_emcodec.fitting.watch import present
 from zarr_emcodec.runtime.torch_backend import full_precision, limited_threads
@@ -121,7 +122,8 @@ def fit_fields(
     Notes
     -----
     SIREN (Sitzmann et al. 2020) with one learnable frequency for the whole network (Dai et al. 2024, INIF); Adam with a
-    cosine schedule; rounding passes gradients straight through.
+    cosine schedule, bent by what was learnt from such fits where they are short and narrow (`learned`); rounding lets
+    gradients pass straight through.
     """
     cuda = settings.provider != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
@@ -171,6 +173,7 @@ class _Fit:
         self.free = [*weights, self.frequency]
         for tensor in self.free:
             tensor.requires_grad_(True)
+        self.learned = shipped_update(architecture, settings.steps, device)
         self.grid: list[Tensor] | None = None
         self.steps = np.zeros((self.batch, len(weights)), np.float32)
 
@@ -182,8 +185,12 @@ class _Fit:
             if share >= _ROUNDING_FROM + choices * (1 - _ROUNDING_FROM) / _STEP_CHOICES:
                 self._choose_steps()
                 choices += 1
-            rate = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
-            adam.step(self._gradients(), self.rate * rate)
+            losses, gradients = self._gradients()
+            if self.learned is not None:
+                self.learned(self.free, gradients, losses, share)
+            else:
+                rate = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
+                adam.step(gradients, self.rate * rate)
             done += 1
             earlier, now = now, self._clock(done)
             before, share = share, self._share(done, now - began, now - earlier)
@@ -230,12 +237,14 @@ class _Fit:
         """Effective weights as they are to be stored: less the start, where there is one."""
         return weights if self.origin is None else [w - o for w, o in zip(weights, self.origin, strict=True)]
 
-    def _gradients(self) -> Sequence[Tensor]:
+    def _gradients(self) -> tuple[Tensor, Sequence[Tensor]]:
+        """Losses (B,) of the voxels of one step, and the gradients of their sum."""
         weights = siren.effective(self.weights, self.frequency)
         if self.grid is not None:
             moved = self._moved(weights)
             weights = [w + _to_grid(m, step) for w, m, step in zip(weights, moved, self.grid, strict=True)]
-        return torch.autograd.grad(self.problem.losses(weights).sum(), self.free)
+        losses = self.problem.losses(weights)
+        return losses.detach(), torch.autograd.grad(losses.sum(), self.free)
 
     @torch.no_grad()
     def _choose_steps(self) -> None:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from zarr_emcodec.fitting import siren
+from zarr_emcodec.fitting.learned import N_PARAMETERS, LearnedUpdate, first_parameters
 from zarr_emcodec.train.data import Source
 from zarr_emcodec.train.field_start import AdamCosine
 from zarr_emcodec.train.field_tasks import FieldTask, FieldTasks, fit_task
-from zarr_emcodec.train.learned_optimiser import N_PARAMETERS, LearnedUpdate, first_parameters
 from zarr_emcodec.train.recipes import standard_sources
 
 _JUDGED = 1024  # voxels

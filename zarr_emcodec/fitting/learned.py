@@ -2,17 +2,21 @@
 
 Two small networks (Metz et al. 2022, VeLO; Moudgil et al. 2025, Celo): an LSTM for each tensor, which sees time, losses
 and the tensor's moments and says how long its steps are; and a perceptron for each weight, which sees that weight's
-moments and bends its direction. Both add to Adam with a cosine schedule, so all zeros are Adam. `optimiser_search`
-trains them.
+moments and bends its direction. Both add to Adam with a cosine schedule, so all zeros are Adam.
+`train.optimiser_search` trains them; ``optimiser.npy`` holds what came of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from zarr_emcodec.fitting.architecture import Architecture
 
 _HORIZONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)  # VeLO's marks of time, shares of the fit
 _DECAYS = (0.9, 0.99, 0.999)
@@ -25,6 +29,9 @@ _UNITS, _HIDDEN = 8, 4  # of the LSTM, of the perceptron's two hidden layers
 _BEND, _LOG_STEP = 0.3, 1.0  # what an output of 1 means
 _LAST_RATE = 0.01
 _EPSILON = 1e-12
+_STEPS = (50, 200)  # of fits where the codec gains by it; it was trained on up to 400
+_WIDEST = 64  # units: as far as it was measured; trained it was on up to 24
+_RATE, _TRAINED_WIDTH, _LEAST_RATE = 1e-2, 20, 5e-3  # of Adam inside; wider networks take less, as their best rate does
 
 SHAPES: tuple[tuple[int, ...], ...] = (
     (_TENSOR_FEATURES + _UNITS, 4 * _UNITS), (1, 4 * _UNITS), (_UNITS, 1), (1, 1),
@@ -32,6 +39,19 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 )  # fmt: skip
 """Of the networks' parameters in the order of a vector of them."""
 N_PARAMETERS = sum(math.prod(shape) for shape in SHAPES)
+
+
+def learned_rate(width: int) -> float:
+    """Of the Adam inside, for a network of so many units."""
+    return max(_LEAST_RATE, _RATE * min(1.0, _TRAINED_WIDTH / width))
+
+
+def shipped_update(architecture: Architecture, steps: int, device: str) -> LearnedUpdate | None:
+    """The trained optimiser, for fits like those that it was found better on; None for others."""
+    if not _STEPS[0] <= steps <= _STEPS[1] or architecture.width > _WIDEST:
+        return None
+    parameters = np.load(Path(__file__).with_name("optimiser.npy"), allow_pickle=False)
+    return LearnedUpdate(torch.from_numpy(parameters)[None].to(device), learned_rate(architecture.width))
 
 
 def first_parameters(generator: torch.Generator) -> Tensor:
@@ -86,22 +106,23 @@ class LearnedUpdate:
             tensor.sub_(part.reshape(tensor.shape))
 
     def _begin(self, free: Sequence[Tensor], losses: Tensor) -> None:
+        device = losses.device
         self._counts = [tensor[0].numel() for tensor in free]
         last = len(free) - 3  # matrices and biases in turn, the frequency at the end
         kinds = [0 if i == 0 else 4 if i == len(free) - 1 else 3 if i == last else 2 if i % 2 else 1
                  for i in range(len(free))]  # fmt: skip
-        self._kinds = torch.eye(_KINDS)[kinds]  # (tensors, kinds)
-        owner = torch.repeat_interleave(torch.arange(len(free)), torch.tensor(self._counts))
+        self._kinds = torch.eye(_KINDS, device=device)[kinds]  # (tensors, kinds)
+        owner = torch.repeat_interleave(torch.arange(len(free)), torch.tensor(self._counts)).to(device)
         self._owner = owner
-        self._share_of = torch.zeros(len(owner), len(free)).scatter_(1, owner[:, None], 1.0)
+        self._share_of = torch.zeros(len(owner), len(free), device=device).scatter_(1, owner[:, None], 1.0)
         self._share_of /= self._share_of.sum(0)
         shape = (len(losses), len(owner))
-        self._means = [torch.zeros(shape) for _ in _DECAYS]
-        self._square = torch.zeros(shape)
+        self._means = [torch.zeros(shape, device=device) for _ in _DECAYS]
+        self._square = torch.zeros(shape, device=device)
         self._first = losses.clone()
         self._losses = [losses.clone() for _ in _LOSS_DECAYS]
-        self._state = torch.zeros(len(losses), len(free), _UNITS)
-        self._cell = torch.zeros(len(losses), len(free), _UNITS)
+        self._state = torch.zeros(len(losses), len(free), _UNITS, device=device)
+        self._cell = torch.zeros(len(losses), len(free), _UNITS, device=device)
 
     def _mean(self, values: Tensor) -> Tensor:
         """Of each tensor, (B, tensors)."""
@@ -112,7 +133,7 @@ class LearnedUpdate:
         for mean, decay in zip(self._losses, _LOSS_DECAYS, strict=True):
             mean.lerp_(losses, 1 - decay)
         batch, tensors = len(losses), len(self._counts)
-        time = torch.tanh(10 * (share - torch.tensor(_HORIZONS)))
+        time = torch.tanh(10 * (share - torch.tensor(_HORIZONS, device=losses.device)))
         logs = torch.stack([torch.log(losses / mean) for mean in (*self._losses, self._first)], 1)  # (B, 3)
         # how steady the gradient is, on three scales
         power = self._mean(self._square / (1 - _BETA2**self.steps)) + _EPSILON
