@@ -37,7 +37,7 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert (report["model"], report["frames"]) == ("inr-siren@1", {"latent": 2})
+    assert (report["model"], report["frames"]) == ("inr-siren@2", {"latent": 2})
     assert 16 <= report["ratio"] < 18
     config: Any = zarr.open_array(out).metadata.to_dict()
     assert config["codecs"][0]["configuration"]["time_limit"] == 30
