@@ -45,8 +45,8 @@ class INRSpec(Spec):
         the same batch.
     prior : str, optional
         "vae", or a variational model's name: the chunk is first coded by that model, and the field corrects what it
-        gives. Such chunks are decoded whole; between voxels they answer with the nearest. At equal bytes the model alone
-        was better on EM at every share (``benchmarks/inr_hybrid.py``).
+        gives. Such chunks are decoded whole; between voxels they answer with the nearest. At equal bytes the model
+        alone was better on EM at every share (``benchmarks/inr_hybrid.py``).
     prior_share : float
         Of the bytes that the prior has, between 0 and 1.
     time_limit : float, optional
@@ -74,8 +74,8 @@ class INRSpec(Spec):
     Notes
     -----
     Encoding needs torch, decoding does not. A chunk whose budget holds no network is refused when it is encoded, with
-    the size of the smallest chunk that this ratio works for: chunks should have a million voxels or more. Latents refuse
-    no chunk; one that misses a promised quality goes to finer levels before it is stored losslessly.
+    the size of the smallest chunk that this ratio works for: chunks should have a million voxels or more. Latents
+    refuse no chunk; one that misses a promised quality goes to finer levels before it is stored losslessly.
     """
 
     CODEC: ClassVar[str] = "inr"
