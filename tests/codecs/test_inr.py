@@ -30,7 +30,7 @@ def test_a_configuration_survives_json() -> None:
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ({"backbone": "latents"}, "backbone 'latents': there is 'siren'"),
+        ({"backbone": "nerf"}, "backbone 'nerf': there is 'siren' or 'latents'"),
         ({"backbone": None}, "there is 'siren'"),
         ({"mode": "nominal"}, "stores weights of no fixed width"),
         ({"bits": 3}, "bits 3: needs an integer from 4 to 8"),
