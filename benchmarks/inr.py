@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import statistics
 import tempfile
 import time
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from common import Shape3
 
 RATIOS = (32.0, 64.0, 128.0, 256.0, 512.0)
+STILLS = ("jpeg", "jpeg2k", "jpegxl", "avif", "hevc_intra")
 STILL_AND_VIDEO = "jpeg2k,avif,hevc_intra,hevc_inter"
 PLACES = 32
 _EDGE = 32
@@ -165,6 +167,15 @@ def peer_curves(volume: Volume, chunk: Shape3, names: list[str]) -> dict[str, An
     }
 
 
+def known_curves(record: Path, volume: Volume) -> dict[str, Any]:
+    """The peers' curves of an earlier record; still images are the same whatever the chunks' depth."""
+    found = json.loads(record.read_text())
+    if found["volume"]["voxels_sha256"] != voxels_sha256(volume.voxels):
+        raise SystemExit(f"{record} is of other voxels.")
+    stills = {name: curve for name, curve in found["curves"].items() if name in STILLS}
+    return {name: {**curve, "from": record.name} for name, curve in stills.items()}
+
+
 def cost_table(curves: dict[str, Any]) -> str:
     """What each point took to make and to read."""
     header = ["", "asked", "setting", "fit s/Mvoxel", "decode Mvoxel/s"]
@@ -192,6 +203,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tag", default="", help="at the end of the record's name")
     parser.add_argument("--peers", default=STILL_AND_VIDEO, help="comma-separated, or '' for none")
+    parser.add_argument("--stills-from", type=Path, help="record of these voxels whose still peers to take over")
     parser.add_argument("--out", type=Path, default=RESULTS / package_version(), help="folder of the JSON and PNG")
     return parser.parse_args()
 
@@ -206,6 +218,8 @@ def main() -> None:
     with zarr_emcodec.options(threads=args.threads):
         curves = our_curves(volume, chunk, args)
     curves |= peer_curves(volume, chunk, [name for name in args.peers.split(",") if name])
+    if args.stills_from:
+        curves |= known_curves(args.stills_from, volume)
     record = {
         "benchmark": "inr",
         "protocol": f"chunks {' x '.join(map(str, chunk))}; ours: all stored bytes, peers: payload only; "
