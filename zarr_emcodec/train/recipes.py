@@ -172,6 +172,6 @@ def standard_sources(folder: Path) -> list[Source]:
 VARIABLE_RATIOS: dict[str, tuple[float, float]] = {
     "vae-2d-best": (4.0, 512.0),
     "vae-2d-fast": (4.0, 512.0),
-    "vae-3d": (8.0, 512.0),
+    "vae-3d": (6.0, 512.0),
 }
 """The ratios that the variable-rate models are offered for."""
