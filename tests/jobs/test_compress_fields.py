@@ -43,6 +43,21 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
     assert config["codecs"][0]["configuration"]["time_limit"] == 30
 
 
+def test_the_command_fits_latents(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    words = ["compress", source, out, "--codec", "inr", "--backbone", "latents", "--ratio", 16, "--effort", 0, "--json"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["model"].startswith("inr-latents@")
+    assert report["ratio"] >= 16
+    config: Any = zarr.open_array(out).metadata.to_dict()
+    assert config["codecs"][0]["configuration"]["backbone"] == "latents"
+    refused = CliRunner().invoke(app, ["compress", str(source), str(tmp_path / "no.zarr"), "--backbone", "latents"])
+    assert refused.exit_code != 0
+    assert "backbone" in refused.output
+
+
 def test_progress_goes_on_between_chunks_and_never_back(source: Path, tmp_path: Path) -> None:
     ticks: list[tuple[int, int]] = []
     words: dict[str, Any] = {"codec": "inr", "ratio": 16, "effort": 0, "chunks": (8, 64, 96)}

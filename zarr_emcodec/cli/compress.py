@@ -38,7 +38,7 @@ def compress(
     codec: Annotated[
         str,
         typer.Option(
-            help="Family of models: vae, vqvae (tokens, to 1024x, read at tiers), or inr (a network for each chunk)."
+            help="Family of models: vae, vqvae (tokens, to 1024x, read at tiers), or inr (fitted to each chunk)."
         ),
     ] = "vae",
     model: Annotated[
@@ -59,6 +59,9 @@ def compress(
     ] = None,
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds of fitting for each chunk, whatever the effort; inr only.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="What is fitted: siren (a network) or latents; inr only.")
     ] = None,
     chunks: Annotated[
         str | None,
@@ -96,6 +99,7 @@ def compress(
             window=console.two_numbers(window, "window"),
             effort=effort,
             time_limit=time_limit,
+            backbone=backbone,
             chunks=console.integers(chunks, "chunks"),
             shards=console.integers(shards, "shards"),
             zarr_format=2 if zarr_format is ZarrFormat.V2 else 3,

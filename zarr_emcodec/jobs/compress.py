@@ -114,6 +114,7 @@ def compress(
     window: tuple[float, float] | None = None,
     effort: int | None = None,
     time_limit: float | None = None,
+    backbone: str | None = None,
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | None = None,
     zarr_format: Literal[2, 3] = 3,
@@ -132,10 +133,10 @@ def compress(
     destination : path
         Local; becomes a directory that any Zarr reader with this package installed can open.
     codec : str
-        Family of models: "vae", "vqvae" (tokens: the highest ratios, read at tiers), or "inr" (a network fitted to each
-        chunk).
-    ratio, model, mode, min_psnr, max_error, window, effort, time_limit
-        As in `zarr_emcodec.VAECodec`, `zarr_emcodec.VQVAECodec` and `zarr_emcodec.INRCodec`; `time_limit` is the last
+        Family of models: "vae", "vqvae" (tokens: the highest ratios, read at tiers), or "inr" (a network or latents
+        fitted to each chunk).
+    ratio, model, mode, min_psnr, max_error, window, effort, time_limit, backbone
+        As in `zarr_emcodec.VAECodec`, `zarr_emcodec.VQVAECodec` and `zarr_emcodec.INRCodec`; the last two are the last
         one's alone.
     chunks : sequence of int, voxels, optional
         About 16 x 512 x 512 when not given, larger for tokens, fitted to the array.
@@ -168,7 +169,7 @@ def compress(
         If source or options cannot be coded.
     """
     words = {"ratio": ratio, "model": model, "mode": mode, "min_psnr": min_psnr, "max_error": max_error,
-             "window": window, "effort": effort, "time_limit": time_limit}  # fmt: skip
+             "window": window, "effort": effort, "time_limit": time_limit, "backbone": backbone}  # fmt: skip
     config: dict[str, Any] = {
         "id": f"emcodec_{codec}",
         **{key: value for key, value in words.items() if value is not None},
