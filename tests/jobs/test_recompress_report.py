@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def holed(tmp_path: Path) -> Path:
 
 
 def test_chunks_that_the_source_lacks_are_fill_or_failures_as_asked(holed: Path, tmp_path: Path) -> None:
-    words = {"codec": {"max_error": 0}, "chunks": (8, 32, 64), "shards": None, "samples": 0}
+    words: dict[str, Any] = {"codec": {"max_error": 0}, "chunks": (8, 32, 64), "shards": None, "samples": 0}
     strict = plan(holed, tmp_path / "out.zarr", missing="error", **words)
     with open_source(holed, missing="error") as volume:
         assert plan(volume, tmp_path / "out.zarr", **words).missing == "error"

@@ -61,8 +61,8 @@ def places(ndim: int) -> list[Shape]:
 class Around(NamedTuple):
     """What is known where a step's latents are.
 
-    ``activity``, (n, \\*cells), int64: of band and neighbourhood, weighted; ``own``, (n, channels, \\*cells), uint8: of the
-    latent's own channel around it.
+    ``activity``, (n, \\*cells), int64: of band and neighbourhood, weighted; ``own``, (n, channels, \\*cells), uint8: of
+    the latent's own channel around it.
     """
 
     activity: NDArray[np.int64]
