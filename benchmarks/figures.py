@@ -9,6 +9,7 @@ A record's ``curves`` map a key to ``label``, ``ours`` (bool) and ``points``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -120,7 +121,7 @@ def rd_report(record: Mapping[str, Any]) -> str:
 
 def draw_curves(axes: Any, curves: Mapping[str, Any], key: str) -> None:
     """Quality over the ratio (logarithmic), peers thin, ours on top."""
-    colours = iter(OURS_COLOURS)
+    colours = itertools.cycle(OURS_COLOURS)
     for name, curve in curves.items():
         if not curve["points"]:
             continue
