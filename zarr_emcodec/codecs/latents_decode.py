@@ -21,8 +21,7 @@ from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.latents_coding import decode_part, read_side
 from zarr_emcodec.codecs.latents_context import LatentsModel, latents_model_of
 from zarr_emcodec.codecs.opened import Opened
-from zarr_emcodec.errors import FrameError, SpecError, UnsupportedFrameError
-from zarr_emcodec.frame import Tier
+from zarr_emcodec.errors import FrameError
 from zarr_emcodec.runtime import Options
 from zarr_emcodec.runtime.model import Part
 
@@ -41,7 +40,7 @@ def decode(opened: Sequence[Opened], options: Options) -> list[Chunk]:
 
 
 def _decode(opened: Opened, options: Options) -> Chunk:
-    _check_tier(opened, options)
+    opened.check_only_full(options)
     model = _model_of(opened, options)
     symbols, first = _read(opened, model, options)
     ndim = model.card.ndim
@@ -61,22 +60,6 @@ def _decode(opened: Opened, options: Options) -> Chunk:
     grey = np.ascontiguousarray(grey[(slice(None), *(slice(n) for n in extent))])
     window = transform.Window(*opened.frame.window) if opened.frame.window else None
     return transform.from_grey(grey, window, opened.frame.dtype.newbyteorder("=")).reshape(opened.out_shape)
-
-
-def _check_tier(opened: Opened, options: Options) -> None:
-    card = opened.model.card
-    if opened.frame.tier is not Tier.FULL:
-        raise UnsupportedFrameError(
-            f"frame is at tier '{opened.frame.tier.name.lower()}', its model '{card.id}' has only 'full'. "
-            "Upgrade zarr_emcodec.",
-            field="tier",
-        )
-    if options.tier not in (None, "full"):
-        raise SpecError(
-            f"model '{card.id}' has one tier, 'full', not '{options.tier}'. Leave options(tier=...) unset.",
-            name="tier",
-            value=options.tier,
-        )
 
 
 def _model_of(opened: Opened, options: Options) -> LatentsModel:

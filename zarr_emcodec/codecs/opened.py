@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from zarr_emcodec import transform
 from zarr_emcodec._types import Buffer, Shape
 from zarr_emcodec.codecs import mask
-from zarr_emcodec.errors import FrameError
-from zarr_emcodec.frame import Frame, Kind
+from zarr_emcodec.errors import FrameError, SpecError, UnsupportedFrameError
+from zarr_emcodec.frame import Frame, Kind, Tier
 from zarr_emcodec.runtime import Model, Options, find_model
 
 Planes = tuple[int, int] | None
@@ -46,6 +46,30 @@ class Opened:
     def out_shape(self) -> Shape:
         """Shape of the voxels that decoding gives, before the background is restored."""
         return (self.planes[1] - self.planes[0], *self.shape[1:])
+
+    def check_only_full(self, options: Options) -> None:
+        """Refuse another tier than "full", for models that have no other.
+
+        Raises
+        ------
+        UnsupportedFrameError
+            If the frame is at another.
+        SpecError
+            If the options ask for another.
+        """
+        frame, card = self.frame, self.model.card
+        if frame.tier is not Tier.FULL:
+            raise UnsupportedFrameError(
+                f"frame is at tier '{frame.tier.name.lower()}', its model '{card.id}' has only 'full'. "
+                "Upgrade zarr_emcodec.",
+                field="tier",
+            )
+        if options.tier not in (None, "full"):
+            raise SpecError(
+                f"model '{card.id}' has one tier, 'full', not '{options.tier}'. Leave options(tier=...) unset.",
+                name="tier",
+                value=options.tier,
+            )
 
 
 def open_frame(frame: Frame, planes: Planes, options: Options) -> Opened:

@@ -18,8 +18,6 @@ from zarr_emcodec.codecs.opened import Opened
 from zarr_emcodec.codecs.siren_field import FieldNetwork, Positions
 from zarr_emcodec.codecs.siren_frames import PRIOR, weight_coder_of
 from zarr_emcodec.codecs.siren_prior import decode_prior, grey_of
-from zarr_emcodec.errors import SpecError, UnsupportedFrameError
-from zarr_emcodec.frame import Tier
 from zarr_emcodec.runtime import Options
 
 
@@ -43,18 +41,7 @@ def network_of(opened: Opened, options: Options) -> FieldNetwork:
     """
     card = opened.model.card
     assert card.inr is not None
-    if opened.frame.tier is not Tier.FULL:
-        raise UnsupportedFrameError(
-            f"frame is at tier '{opened.frame.tier.name.lower()}', its model '{card.id}' has only 'full'. "
-            "Upgrade zarr_emcodec.",
-            field="tier",
-        )
-    if options.tier not in (None, "full"):
-        raise SpecError(
-            f"model '{card.id}' has one tier, 'full', not '{options.tier}'. Leave options(tier=...) unset.",
-            name="tier",
-            value=options.tier,
-        )
+    opened.check_only_full(options)
     weights = weight_coder_of(opened.model)
     field = weights.unpack(opened.sections, opened.shape, opened.frame.setting, card.inr.layers, options)
     return FieldNetwork(opened.model, field, opened.shape)

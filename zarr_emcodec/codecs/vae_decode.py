@@ -22,8 +22,7 @@ from zarr_emcodec.codecs.latents import StreamPlan, join_streams, plan_streams
 from zarr_emcodec.codecs.opened import Opened
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy import coder
-from zarr_emcodec.errors import SpecError, UnsupportedFrameError
-from zarr_emcodec.frame import Frame, Tier
+from zarr_emcodec.frame import Frame
 from zarr_emcodec.runtime import Model, Options
 
 
@@ -54,7 +53,7 @@ class _Latent:
 def decode(opened: Sequence[Opened], options: Options) -> list[Chunk]:
     """Voxels of frames, with shared entropy decoding and inference where model and shape agree."""
     for item in opened:
-        _check_tier(item, options)
+        item.check_only_full(options)
     out: dict[int, Chunk] = {}
     learned = [i for i, item in enumerate(opened) if item.model.card.context is not None]
     plain = [i for i, item in enumerate(opened) if item.model.card.context is None]
@@ -71,22 +70,6 @@ def _decode_plain(opened: Sequence[Opened], options: Options) -> list[Chunk]:
     for group in _alike(items):
         _synthesise(group, options)
     return [item.voxels.reshape(item.shape) for item in items]
-
-
-def _check_tier(opened: Opened, options: Options) -> None:
-    frame, model = opened.frame, opened.model
-    if frame.tier is not Tier.FULL:
-        raise UnsupportedFrameError(
-            f"frame is at tier '{frame.tier.name.lower()}', its model '{model.card.id}' has only 'full'. "
-            "Upgrade zarr_emcodec.",
-            field="tier",
-        )
-    if options.tier not in (None, "full"):
-        raise SpecError(
-            f"model '{model.card.id}' has one tier, 'full', not '{options.tier}'. Leave options(tier=...) unset.",
-            name="tier",
-            value=options.tier,
-        )
 
 
 def _plan(opened: Opened) -> _Latent:

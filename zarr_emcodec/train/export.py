@@ -36,12 +36,15 @@ _TABLE_CROPS = 64
 _MEASURED_RATIOS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 
 
-class _Encoder(nn.Module):
-    def __init__(self, model: VAE2d) -> None:
+class AnalysisOnly(nn.Module):
+    """Grey levels to latents in grey levels of the transform: all that an encoder without hyper-latents is."""
+
+    def __init__(self, analysis: nn.Module) -> None:
         super().__init__()
-        self.analysis = model.analysis
+        self.analysis = analysis
 
     def forward(self, grey: Tensor) -> Tensor:
+        """``[B, 1, *edges]`` to ``[B, C, *grid]``."""
         latents: Tensor = self.analysis(grey)
         return latents
 
@@ -114,7 +117,7 @@ def export(
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     h = model.config.stride * 4
     files = {
-        "encoder.onnx": to_onnx(_Encoder(model), {"grey": torch.full((2, 1, h, h), 128.0)}, ["latents"]),
+        "encoder.onnx": to_onnx(AnalysisOnly(model.analysis), {"grey": torch.full((2, 1, h, h), 128.0)}, ["latents"]),
         "decoder.onnx": to_onnx(
             _Decoder(model, config),
             {"symbols": torch.zeros(2, model.config.channels, 4, 4), "level": torch.zeros(2, dtype=torch.int64)},
@@ -252,7 +255,7 @@ def _card(
         "ratio_range": list(ratio_range),
         "parameters": sum(p.numel() for p in model.parameters()),
         "mac_per_voxel": {
-            "encode": round(macs(_Encoder(model), (torch.zeros(1, 1, edge, edge),)) / edge**2, 1),
+            "encode": round(macs(AnalysisOnly(model.analysis), (torch.zeros(1, 1, edge, edge),)) / edge**2, 1),
             "decode": round(
                 macs(
                     _Decoder(model, config),

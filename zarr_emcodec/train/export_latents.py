@@ -30,7 +30,7 @@ from zarr_emcodec.quality.measure import squared_error
 from zarr_emcodec.runtime import canonical_digest, options
 from zarr_emcodec.runtime.grid_card import GridCard
 from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
-from zarr_emcodec.train.export import SHAPES, training_facts, write_card
+from zarr_emcodec.train.export import SHAPES, AnalysisOnly, training_facts, write_card
 from zarr_emcodec.train.export_variable import SCALES
 from zarr_emcodec.train.graph import macs, to_onnx
 from zarr_emcodec.train.latents import VOLUMES, LatentsModel, LatentsTrainConfig, load_latents
@@ -43,18 +43,6 @@ RATIOS = (16.0, 1024.0)
 _MEASURED_RATIOS = (32.0, 64.0, 128.0, 256.0)
 _CROPS = {2: 40, 3: 24}
 _BYTE_FROM = 1 << 14  # weights: from there on a byte each costs hundredths of a decibel, and halves the file
-
-
-class _Encoder(nn.Module):
-    """Grey levels to latents in grey levels of the transform."""
-
-    def __init__(self, model: LatentsModel) -> None:
-        super().__init__()
-        self.analysis = model.analysis
-
-    def forward(self, grey: Tensor) -> Tensor:
-        latents: Tensor = self.analysis(grey)
-        return latents
 
 
 class _Decoder(nn.Module):
@@ -228,7 +216,9 @@ def networks(model: LatentsModel, config: LatentsTrainConfig, grid: GridCard) ->
     grey = torch.full((2, 1, *edges), 128.0)
     inputs = {"symbols": torch.zeros(2, grid.channels, *cells), "level": torch.zeros(2, dtype=torch.int64)}
     return {
-        f"{grid.part('encoder')}.onnx": to_onnx(_Encoder(model), {"grey": grey}, ["latents"], byte_from=_BYTE_FROM),
+        f"{grid.part('encoder')}.onnx": to_onnx(
+            AnalysisOnly(model.analysis), {"grey": grey}, ["latents"], byte_from=_BYTE_FROM
+        ),
         f"{grid.part('decoder')}.onnx": to_onnx(_Decoder(model, config), inputs, ["grey"], byte_from=_BYTE_FROM),
     }
 
@@ -313,7 +303,7 @@ def _costs(model: LatentsModel, config: LatentsTrainConfig, grid: GridCard) -> d
     edges = [n * stride for n, stride in zip(cells, grid.stride, strict=True)]
     symbols = torch.zeros(1, grid.channels, *cells)
     decode = macs(_Decoder(model, config), (symbols, torch.zeros(1, dtype=torch.int64)))
-    encode = macs(_Encoder(model), (torch.zeros(1, 1, *edges),))
+    encode = macs(AnalysisOnly(model.analysis), (torch.zeros(1, 1, *edges),))
     voxels = math.prod(edges)
     return {f"decode_{grid.ndim}d": round(decode / voxels, 1), f"encode_{grid.ndim}d": round(encode / voxels, 1)}
 
