@@ -21,7 +21,7 @@ from zarr_emcodec import options
 from zarr_emcodec._types import Buffer, Symbols
 from zarr_emcodec.codecs import VAESpec, context_decode, decode_many, encode_many
 from zarr_emcodec.codecs.context import ContextModel, Sections, context_model_of
-from zarr_emcodec.codecs.context_coding import join_part, split_part
+from zarr_emcodec.codecs.context_parts import join_part, split_part
 from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.opened import open_frame
 from zarr_emcodec.entropy import coder

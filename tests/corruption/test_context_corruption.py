@@ -20,7 +20,7 @@ from tests.models import CONTEXT_FOLDER
 from tests.volumes import fibsem
 from zarr_emcodec import options
 from zarr_emcodec.codecs import decode_many, decode_sections
-from zarr_emcodec.codecs.context_coding import join_part, split_part
+from zarr_emcodec.codecs.context_parts import join_part, split_part
 from zarr_emcodec.errors import FrameError, SpecError
 from zarr_emcodec.frame import Frame, Kind, Tier, pack, unpack
 from zarr_emcodec.frame.wire import varint

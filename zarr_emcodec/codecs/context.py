@@ -1,7 +1,8 @@
 """The learned entropy model at work: known latents in, mean and frequency table of each latent that comes next out.
 
 Latents of a cell come in groups: hyper-latents under fixed tables, then the places of a lattice group by group, each
-given everything before it. All numbers that decide what a bit means are whole: networks compute with integers below
+given everything before it. A section with references is expected to be like their mean, as far as a network lets it
+(`context_order`). All numbers that decide what a bit means are whole: networks compute with integers below
 2**24, means are 16ths of a step, so writer and reader agree on any machine.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,8 @@ class ContextModel:
         A channel's spread is about ``2 ** (shift + 1)`` steps.
     gain, hyper_gain : ndarray, shape (levels, C) and (levels, Z), float32
         Quantiser steps in grey levels; what hyper-latents are multiplied with. Decoders need neither.
+    reach, reach_gain : ndarray, shape (reaches, Z + C), int16, and (reaches, Z), float32
+        What the reach of a section adds to the index of each channel's scale; what it multiplies `hyper_gain` with.
     """
 
     def __init__(self, model: Model) -> None:
@@ -104,15 +107,30 @@ class ContextModel:
         self.shift = self._member(arrays, "shift", (levels, card.channels), np.int8)
         self.gain = self._member(arrays, "gain", (levels, card.channels), np.float32)
         self.hyper_gain = self._member(arrays, "hyper_gain", (levels, card.hyper), np.float32)
+        self.reach, self.reach_gain = np.zeros((1, every), np.int16), np.ones((1, card.hyper), np.float32)
+        if card.reaches:
+            self.reach = self._member(arrays, "reach", (card.reaches, every), np.int16)
+            self.reach_gain = self._member(arrays, "reach_gain", (card.reaches, card.hyper), np.float32)
         # numbers of tables are bytes
         if (int(self.shape.max()) + 1) * card.scales >= min(self.tables.n_tables, 256):
             raise self._wrong("shape", f"names tables that are not there, of {self.tables.n_tables}")
-        for name, values, bound in (("scale", self.scale, _SCALE_MAX), ("shift", self.shift, _SHIFT_MAX)):
+        bounds = {
+            "scale": (self.scale, _SCALE_MAX),
+            "reach": (self.reach, _SCALE_MAX),
+            "shift": (self.shift, _SHIFT_MAX),
+        }
+        for name, (values, bound) in bounds.items():
             if max(-int(values.min()), int(values.max())) > bound:
                 raise self._wrong(name, f"goes beyond {bound}")
-        for name, steps in (("gain", self.gain), ("hyper_gain", self.hyper_gain)):
+        gains = {"gain": self.gain, "hyper_gain": self.hyper_gain, "reach_gain": self.reach_gain}
+        for name, steps in gains.items():
             if not (np.isfinite(steps).all() and steps.min() > 0):
                 raise self._wrong(name, "has steps that are not positive")
+
+    @property
+    def first_latent(self) -> int:
+        """Where latents begin in what ``encoder.onnx`` gives: at once where ``hyper.onnx`` finds the hyper-latents."""
+        return 0 if self.card.reaches else self.card.hyper
 
     def _wrong(self, name: str, what: str) -> ModelError:
         return ModelError(f"model '{self.model.card.id}': tables.npz, {name} {what}. Reinstall it.")
@@ -170,6 +188,21 @@ def context_model_of(model: Model) -> ContextModel:
     return ContextModel(model)
 
 
+class References(NamedTuple):
+    """What sections of a turn know of others.
+
+    Attributes
+    ----------
+    reach : ndarray, shape (n,), int64
+        0 where a section is coded alone.
+    total : ndarray, shape (n, P, C, \\*grid), float32
+        Sum of the latents of both in 16ths of a step; 0 where a section is coded alone.
+    """
+
+    reach: NDArray[np.int64]
+    total: NDArray[np.float32]
+
+
 class Sections:
     """Sections or volumes of one grid on their way through the groups, in either direction.
 
@@ -185,6 +218,8 @@ class Sections:
     extent : tuple of int
         Voxels along each axis.
     options : Options
+    references : References, optional
+        Of a model whose sections refer to others; without, they are coded alone.
     """
 
     def __init__(
@@ -195,6 +230,7 @@ class Sections:
         grid: Shape,
         extent: Shape,
         options: Options,
+        references: References | None = None,
     ) -> None:
         self.model = model
         self.levels = levels
@@ -203,7 +239,11 @@ class Sections:
         self.options = options
         card = model.card
         hyper = card.hyper
-        scale, shape = model.scale[levels] + change, model.shape[levels]
+        self._reach = references.reach if references else np.zeros(len(levels), np.int64)
+        self._references: NDArray[np.float32] | None = None
+        if references and self._reach.any():
+            self._references = references.total.reshape(*references.total.shape[:3], -1)
+        scale, shape = model.scale[levels] + change + model.reach[self._reach], model.shape[levels]
         hyper_table = model.tables_of(scale[:, :hyper], shape[:, :hyper])
         self.hyper_table = np.broadcast_to(self._spread(hyper_table), (len(levels), hyper, *grid))
         self._scale = np.ascontiguousarray(scale[:, hyper:])
@@ -221,7 +261,7 @@ class Sections:
 
     def round_hyper(self, latents: NDArray[np.float32]) -> Symbols:
         """Symbols (n, Z, \\*grid) of hyper-latents as an encoder gives them; 0 where none is stored."""
-        gained = latents * self._spread(self.model.hyper_gain[self.levels])
+        gained = latents * self._spread(self.model.hyper_gain[self.levels] * self.model.reach_gain[self._reach])
         symbols: Symbols = np.rint(gained).clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
         symbols[self.hyper_table == 0] = 0
         return symbols
@@ -249,7 +289,7 @@ class Sections:
         first = 0
         for number, group in enumerate(card.groups):
             shape = (n, len(group), card.channels, cells)
-            mean, table = self._predict(number)
+            mean, table = self._predict(number, slice(first, first + len(group)))
             symbols = decide(number, mean.reshape(*shape[:3], *self.grid), table.reshape(*shape[:3], *self.grid))
             part = values[:, first : first + len(group)]
             first += len(group)
@@ -259,16 +299,18 @@ class Sections:
             learn(symbols.reshape(shape), mean, self._spread_out, part, known)
         return values.reshape(n, -1, *self.grid)
 
-    def _predict(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def _predict(self, number: int, places: slice) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Means in 16ths of a step and tables of a group, each (n, places, C, cells)."""
         card = self.model.card
         shape = (len(self.levels), len(card.groups[number]), card.channels, self._known.shape[2])
         mean, table = np.empty(shape, np.float32), np.empty(shape, np.uint8)
-        predict = context_fast.predict if self._fast else context_steps.predict
+        steps: Any = context_fast if self._fast else context_steps
         for run, out in self._ask(number):
-            parts = out.reshape(-1, shape[1], 2, *shape[2:])
+            parts = out.reshape(-1, shape[1], card.outputs, *shape[2:])
             given = self._unit[run], self._scale[run], self._first_table[run], card.scales, self._stored[number]
-            predict(parts, *given, mean[run], table[run])
+            steps.predict(parts, *given, mean[run], table[run])
+            if self._references is not None:
+                steps.expect(parts[:, :, 2], self._references[run, places], mean[run])
         return mean, table
 
     def _ask(self, number: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
@@ -277,18 +319,20 @@ class Sections:
         n = len(self.levels)
         known = self._known[:, : card.known(number)].reshape(n, -1, *self.grid)
         part = PARTS[number]
+        told = {"level": self.levels, "reach": self._reach} if card.reaches else {"level": self.levels}
 
         def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
             return model.run(part, piece, self.options)
 
         voxels = math.prod(model.card.stride)
         for run in (runs := whole_runs(n, math.prod(self.grid) * voxels, self.options)):
-            out = call({"known": np.ascontiguousarray(known[run]), "level": self.levels[run]})
+            piece = {key: values[run] for key, values in told.items()}
+            out = call({"known": np.ascontiguousarray(known[run]), **piece})
             yield run, np.ascontiguousarray(out)  # a runtime may leave axes as its last step turned them
         if not runs:
             one = (1,) * len(self.grid)
-            out = np.empty((n, len(card.groups[number]) * 2 * card.channels, *self.grid), np.float32)
-            inputs = {"known": Feed(known, one), "level": Feed(self.levels)}
+            out = np.empty((n, len(card.groups[number]) * card.outputs * card.channels, *self.grid), np.float32)
+            inputs = {"known": Feed(known, one), **{key: Feed(values) for key, values in told.items()}}
             in_pieces(call, inputs, Feed(out, one), self.grid, card.halo, voxels, self.options)
             yield slice(0, n), out
 

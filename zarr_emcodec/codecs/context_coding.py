@@ -1,6 +1,7 @@
-"""Latents under a learned entropy model to the sections of a frame, and back: symbols, streams, side information.
+"""Latents under a learned entropy model to the sections of a frame, and back: symbols, parts, side information.
 
-A float array of latents or byte strings in, byte strings or latents in steps out.
+A float array of latents or byte strings in, byte strings or latents in steps out. How the bytes of a part are laid out
+is for `context_parts`, which sections know which is for `context_order`.
 """
 
 from __future__ import annotations
@@ -8,20 +9,22 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zarr_emcodec._types import Buffer, Shape, Symbols
-from zarr_emcodec.codecs import context_fast, context_steps
+from zarr_emcodec.codecs import context_fast, context_parts, context_steps, inference
 from zarr_emcodec.codecs.base import Mode
-from zarr_emcodec.codecs.context import ContextModel, Sections
+from zarr_emcodec.codecs.context import FRACTION, ContextModel, References, Sections
+from zarr_emcodec.codecs.context_order import Turn, part_counts
+from zarr_emcodec.codecs.context_walk import Walk, rows_of
 from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.entropy.coder import Backend
 from zarr_emcodec.errors import FrameError
-from zarr_emcodec.frame.wire import Cursor, varint
 from zarr_emcodec.runtime import Options
 
 _STREAM_BYTES = 8192  # below it the index entry and the coder's states of four streams cost more than 0.3 %
@@ -54,7 +57,7 @@ class ContextLatents:
         self.extent = extent
         self.ladder: Ladder = model.static
         card = model.card
-        flat = latents.reshape(*latents.shape[:2], -1)[:, card.hyper :]
+        flat = latents.reshape(*latents.shape[:2], -1)[:, model.first_latent :]
         n, _, cells = flat.shape
         chosen = np.unique(np.linspace(0, n * cells - 1, min(_SAMPLE, n * cells)).astype(np.int64))
         picked = flat[chosen // cells, :, chosen % cells].reshape(-1, card.channels)
@@ -82,8 +85,7 @@ class ContextLatents:
             tried = sorted(self._shifts)
             shift = float(np.interp(level, tried, [self._shifts[i] for i in tried]))
         size = self.model.curves[0].bits(level + shift) * self._n_places / 8
-        streams = len(self.model.card.groups) + 1
-        return float(size + _STREAM_OVERHEAD * streams * self.n_streams(size))
+        return float(size + self._overhead(size))
 
     def refine_estimate(self, level: int) -> None:
         """Nothing more is known before a level is tried."""
@@ -91,7 +93,7 @@ class ContextLatents:
     def part(self) -> tuple[NDArray[np.float32], Shape] | None:
         """Latents of about a quarter of the chunk with the extent they stand for; None of what is small already."""
         n, grid = len(self.latents), self.latents.shape[2:]
-        if n >= 2 * _FEWEST:
+        if n >= 2 * _FEWEST and not self.model.card.reaches:
             few = max(n // _SHARE, _FEWEST)
             return self.latents[(2 * np.arange(few) + 1) * n // (2 * few)], self.extent
         halves = [slice(size // 4, size // 4 + size // 2) for size in grid[-2:]]
@@ -110,8 +112,7 @@ class ContextLatents:
 
     def calibrate(self, level: int, size_bytes: float, mode: Mode) -> None:
         """Make the estimate agree with a real size of side information and streams."""
-        streams = len(self.model.card.groups) + 1
-        latents = max(size_bytes - _STREAM_OVERHEAD * streams * self.n_streams(size_bytes), 1.0)
+        latents = max(size_bytes - self._overhead(size_bytes), 1.0)
         if self._measured is not self.latents:  # sizes of other latents say nothing of these
             self._shifts, self._measured = {}, self.latents
         self._shifts[level] = self._shift_of(level, 8 * latents / max(self._n_places, 1))
@@ -123,11 +124,17 @@ class ContextLatents:
         places = len(self.model.card.places)
         return float(np.square(error, out=error).sum() / self._sample.shape[1] * places)
 
-    def n_streams(self, size_bytes: float) -> int:
-        """How many parts the chunk's sections are coded in."""
+    def parts(self, size_bytes: float) -> list[int]:
+        """Sections of each part that the chunk is coded in, when it takes so many bytes."""
         n = len(self.latents)
+        if self.model.card.reaches:
+            return part_counts(n)
         per_section = max(size_bytes / n, 1e-6)
-        return len(group_starts(n, -(-n // max(1, round(_STREAM_BYTES / per_section)))))
+        starts = group_starts(n, -(-n // max(1, round(_STREAM_BYTES / per_section))))
+        return [stop - start for start, stop in zip(starts, [*starts[1:], n], strict=True)]
+
+    def _overhead(self, size_bytes: float) -> int:
+        return _STREAM_OVERHEAD * context_parts.streams_of(self.model.card) * len(self.parts(size_bytes))
 
 
 def places_of(model: ContextModel, extent: Shape) -> int:
@@ -146,53 +153,139 @@ def correct_by_parts(items: Sequence[ContextLatents], levels: Sequence[int], opt
             groups.setdefault((found[0].shape[2:], found[1]), []).append((item, level, found[0]))
     for (_, extent), group in groups.items():
         model = group[0][0].model
-        coded = _symbols(model, [part for _, _, part in group], [level for _, level, _ in group], extent, options)
-        at = 0
-        for item, level, part in group:
-            run = slice(at, at + len(part))
-            flat = [(symbols[run].reshape(-1), table[run].reshape(-1)) for symbols, table in coded]
-            bits = coder.cost_bits(flat, model.tables, backend=options.entropy_backend)
+        latents = [part for _, _, part in group]
+        counts = [part_counts(len(part)) for part in latents]
+        pieces = code_sections(model, latents, [level for _, level, _ in group], counts, extent, options)
+        for (item, level, part), mine in zip(group, _by_item(pieces, [len(part) for part in latents]), strict=True):
+            bits = coder.cost_bits(mine, model.tables, backend=options.entropy_backend)
             item.correct(level, bits / (len(part) * places_of(model, extent)))
-            at += len(part)
 
 
 def encode_sections(
     items: Sequence[ContextLatents], levels: Sequence[int], options: Options
 ) -> list[tuple[bytes, list[bytes]]]:
     """Side information and parts of each item at its level; items share a model and a grid."""
-    latents = [item.latents for item in items]
-    coded = _symbols(items[0].model, latents, levels, items[0].extent, options)
-    return _streams(items, levels, coded, options)
+    model = items[0].model
+    counts = [item.parts(item.estimated_bytes(level, "entropy")) for item, level in zip(items, levels, strict=True)]
+    pieces = code_sections(model, [item.latents for item in items], levels, counts, items[0].extent, options)
+    flat = _by_item(pieces, [count for mine in counts for count in mine])
+    parts = iter(context_parts.write_parts(flat, model, options))
+    return [(b"", [next(parts) for _ in mine]) for mine in counts]
 
 
-def _symbols(
+class Piece(NamedTuple):
+    """Symbols that are coded one after the other, (n, ..., \\*grid) each, of the n sections of a turn."""
+
+    turn: Turn
+    symbols: Symbols
+    table: NDArray[np.uint8]
+
+
+def _by_item(pieces: Sequence[Piece], counts: Sequence[int]) -> list[list[tuple[Symbols, NDArray[np.uint8]]]]:
+    """Symbols and tables of runs of so many sections each, flat, in coding order."""
+    runs = [rows_of(piece.turn, counts) for piece in pieces]
+    return [
+        [
+            (piece.symbols[rows[i]].reshape(-1), piece.table[rows[i]].reshape(-1))
+            for piece, rows in zip(pieces, runs, strict=True)
+            if rows[i].stop > rows[i].start
+        ]
+        for i in range(len(counts))
+    ]
+
+
+def code_sections(
     model: ContextModel,
     latents: Sequence[NDArray[np.float32]],
     levels: Sequence[int],
+    counts: Sequence[Sequence[int]],
     extent: Shape,
     options: Options,
-) -> list[tuple[Symbols, NDArray[np.uint8]]]:
-    """Symbols and tables of hyper-latents and of each group, all latents one after the other."""
+) -> list[Piece]:
+    """Symbols and tables of hyper-latents and of each group, turn by turn; all latents one after the other.
+
+    Parameters
+    ----------
+    model : ContextModel
+    latents : sequence of ndarray, shape (n, Z + P * C, \\*grid), float32
+        As the encoder gives them, all on one grid.
+    levels : sequence of int
+        Of each of them.
+    counts : sequence of sequence of int
+        Sections of each part of each.
+    extent : tuple of int
+        Voxels of a section or volume along each axis.
+    options : Options
+
+    Returns
+    -------
+    list of Piece
+    """
     card = model.card
     joined = latents[0] if len(latents) == 1 else np.concatenate(latents)
     each = np.repeat(np.asarray(levels, np.int64), [len(mine) for mine in latents])
     grid = joined.shape[2:]
     change = np.zeros((len(each), card.hyper + card.channels), np.int16)
-    sections = Sections(model, each, change, grid, extent, options)
-    hyper = sections.round_hyper(joined[:, : card.hyper])
-    coded: list[tuple[Symbols, NDArray[np.uint8]]] = [(hyper, sections.hyper_table)]
-    places = joined[:, card.hyper :].reshape(len(each), -1, card.channels, *grid)
-    per_step = _over_grid(np.reciprocal(model.gain[each]), grid)[:, None]
+    places = joined[:, model.first_latent :].reshape(len(each), -1, card.channels, *grid)
     bounds = np.cumsum([0, *map(len, card.groups)])
+    pieces: list[Piece] = []
 
-    def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> Symbols:
-        scaled = places[:, bounds[number] : bounds[number + 1]] * per_step
-        symbols = quantise_in_context(scaled, mean, table, model, options.entropy_backend)
-        coded.append((symbols, table))
-        return symbols
+    def code(turn: Turn, sections: Sections, references: References) -> NDArray[np.float32]:
+        mine = places[turn.sections] if len(turn.sections) < len(places) else places
+        gain = _over_grid(model.gain[each[turn.sections]], grid)[:, None]
+        per_step = np.reciprocal(gain)
+        if card.reaches:
+            told = hyper_latents(model, mine, references, gain, options)
+        else:
+            told = joined[:, : card.hyper]
 
-    sections.walk(hyper, decide)
-    return coded
+        def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> Symbols:
+            scaled = mine[:, bounds[number] : bounds[number + 1]] * per_step
+            symbols = quantise_in_context(scaled, mean, table, model, options.entropy_backend)
+            pieces.append(Piece(turn, symbols, table))
+            return symbols
+
+        hyper = sections.round_hyper(told)
+        pieces.append(Piece(turn, hyper, sections.hyper_table))
+        return sections.walk(hyper, decide)
+
+    flat = [count for mine in counts for count in mine]
+    Walk(model, each, change, flat, grid, extent, options).run(code)
+    return pieces
+
+
+def hyper_latents(
+    model: ContextModel,
+    places: NDArray[np.float32],
+    references: References,
+    gain: NDArray[np.float32],
+    options: Options,
+) -> NDArray[np.float32]:
+    """What an encoder tells of sections, given what is known of others.
+
+    Parameters
+    ----------
+    model : ContextModel
+        Whose sections refer to others.
+    places : ndarray, shape (n, P, C, \\*grid), float32
+        Latents in grey levels.
+    references : References
+    gain : ndarray, shape (n, 1, C, 1, ...), float32
+        Quantiser steps.
+    options : Options
+
+    Returns
+    -------
+    ndarray, shape (n, Z, \\*grid), float32
+        Before a level's gain.
+    """
+    known = references.reach > 0
+    left = np.zeros_like(places)
+    left[known] = places[known] - references.total[known] * (gain[known] * np.float32(0.5 / FRACTION))
+    grid = places.shape[3:]
+    return inference.tell(
+        model.model, places.reshape(len(places), -1, *grid), left.reshape(len(left), -1, *grid), options
+    )
 
 
 def _over_grid(values: NDArray[np.float32], grid: Shape) -> NDArray[np.float32]:
@@ -209,47 +302,6 @@ def quantise_in_context(
     """Rate-distortion optimal symbols of latents in steps; `scaled` is used up, `mean` is in 16ths."""
     quantise = context_fast.quantise if coder.is_fast(backend) else context_steps.quantise
     return quantise(scaled.astype(np.float32, copy=False), mean, table, *model.costs.thresholds)
-
-
-def _streams(
-    items: Sequence[ContextLatents],
-    levels: Sequence[int],
-    coded: Sequence[tuple[Symbols, NDArray[np.uint8]]],
-    options: Options,
-) -> list[tuple[bytes, list[bytes]]]:
-    work = []
-    parts_of = []
-    at = 0
-    for item, level in zip(items, levels, strict=True):
-        count = len(item.latents)
-        starts = group_starts(count, item.n_streams(item.estimated_bytes(level, "entropy")))
-        parts_of.append(len(starts))
-        for start, stop in zip(starts, [*starts[1:], count], strict=True):
-            run = slice(at + start, at + stop)
-            work += [(symbols[run].reshape(-1), table[run].reshape(-1)) for symbols, table in coded]
-        at += count
-    streams = iter(coder.encode_many(work, items[0].model.tables, backend=options.entropy_backend))
-    n_groups = len(coded)
-    return [(b"", [join_part([next(streams) for _ in range(n_groups)]) for _ in range(parts)]) for parts in parts_of]
-
-
-def join_part(streams: Sequence[bytes]) -> bytes:
-    """The streams of hyper-latents and groups of some sections: lengths of all but the last, then the streams."""
-    return b"".join([*(varint(len(stream)) for stream in streams[:-1]), *streams])
-
-
-def split_part(data: Buffer, n_streams: int) -> list[Buffer]:
-    """Inverse of `join_part`.
-
-    Raises
-    ------
-    FrameError
-        If the bytes end before the streams do.
-    """
-    cursor = Cursor(memoryview(data))
-    lengths = [cursor.take_varint("payload") for _ in range(n_streams - 1)]
-    streams: list[Buffer] = [cursor.take(length, "payload") for length in lengths]
-    return [*streams, cursor.view[cursor.offset :]]
 
 
 def read_side(side: Buffer, level: int, model: ContextModel) -> NDArray[np.int16]:
@@ -277,16 +329,15 @@ def read_side(side: Buffer, level: int, model: ContextModel) -> NDArray[np.int16
     return np.frombuffer(raw, np.int8).astype(np.int16)
 
 
-def decode_parts(sections: Sections, parts: Sequence[tuple[Buffer, int]], options: Options) -> NDArray[np.float32]:
+def decode_parts(walk: Walk, parts: Sequence[Buffer]) -> NDArray[np.float32]:
     """Latents in steps of the sections that some parts hold.
 
     Parameters
     ----------
-    sections : Sections
+    walk : Walk
         All that the parts hold, in order.
-    parts : sequence of (data, count)
-        Bytes of a part and how many sections it holds.
-    options : Options
+    parts : sequence of buffer
+        Bytes of each part.
 
     Returns
     -------
@@ -297,18 +348,13 @@ def decode_parts(sections: Sections, parts: Sequence[tuple[Buffer, int]], option
     FrameError
         If a part does not hold exactly the symbols that its tables mean.
     """
-    model = sections.model
-    n_streams = len(model.card.groups) + 1
-    split = [split_part(data, n_streams) for data, _ in parts]
-    bounds = np.cumsum([0, *(count for _, count in parts)])
+    reader = context_parts.open_parts(parts, walk.counts, walk.model, walk.grid, walk.options)
 
-    def read(number: int, table: NDArray[np.uint8]) -> Symbols:
-        work = [
-            (streams[number], table[start:stop].reshape(-1))
-            for streams, start, stop in zip(split, bounds[:-1], bounds[1:], strict=True)
-        ]
-        decoded = coder.decode_many(work, model.tables, backend=options.entropy_backend)
-        return np.concatenate(decoded).reshape(table.shape) if len(decoded) > 1 else decoded[0].reshape(table.shape)
+    def code(turn: Turn, sections: Sections, references: References) -> NDArray[np.float32]:
+        rows = rows_of(turn, walk.counts)
+        hyper = reader.take(sections.hyper_table, rows)
+        return sections.walk(hyper, lambda number, mean, table: reader.take(table, rows))
 
-    hyper = read(0, sections.hyper_table)
-    return sections.walk(hyper, lambda number, mean, table: read(number + 1, table))
+    latents = walk.run(code)
+    reader.finish()
+    return latents

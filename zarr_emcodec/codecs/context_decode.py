@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from zarr_emcodec import transform
 from zarr_emcodec._types import Buffer, Chunk, Shape
 from zarr_emcodec.codecs import inference
-from zarr_emcodec.codecs.context import ContextModel, Sections, context_model_of
+from zarr_emcodec.codecs.context import ContextModel, context_model_of
 from zarr_emcodec.codecs.context_coding import decode_parts, read_side
+from zarr_emcodec.codecs.context_walk import Walk
 from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.opened import Opened
 from zarr_emcodec.errors import FrameError
@@ -133,8 +134,10 @@ def _read(items: Sequence[_Item], options: Options) -> None:
     counts = [item.n for item in items]
     levels = np.repeat(np.array([item.opened.frame.setting for item in items], np.int64), counts)
     change = np.repeat(np.stack([item.change for item in items]), counts, axis=0)
-    sections = Sections(first.model, levels, change, first.grid, first.extent, options)
-    latents = decode_parts(sections, [part for item in items for part in item.parts], options)
+    parts = [part for item in items for part in item.parts]
+    sizes = [count for _, count in parts]
+    walk = Walk(first.model, levels, change, sizes, first.grid, first.extent, options)
+    latents = decode_parts(walk, [data for data, _ in parts])
     for item, mine in zip(items, np.split(latents, np.cumsum(counts)[:-1]), strict=True):
         item.latents = mine[item.pieces, :, item.window]
 

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zarr_emcodec._types import Symbols
-from zarr_emcodec.codecs.context_steps import ACTIVATION_MAX, FRACTION, SYMBOL_MAX
+from zarr_emcodec.codecs.context_steps import ACTIVATION_MAX, FRACTION, GATE_SHIFT, MEAN_MAX, SYMBOL_MAX
 from zarr_emcodec.entropy.fast import compiled, import_numba
 
 # numba would compute with float64 where a Python number meets a float32
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _FRACTION, _SIXTEENTH = np.float32(FRACTION), np.float32(1 / FRACTION)
 _LARGEST, _TOLD = np.float32(SYMBOL_MAX), np.float32(ACTIVATION_MAX)
+_GATE_HALF, _GATE_ALL, _FARTHEST = np.int32(1 << GATE_SHIFT), np.int32(GATE_SHIFT + 1), np.int32(MEAN_MAX)
 
 
 def predict(
@@ -35,6 +36,11 @@ def predict(
     """Fill in means and tables of a group; see `context_steps.predict`."""
     # bytes, so that they are combined with tables without a branch
     _kernels().predict(out, unit, scale, first_table, scales, stored.view(np.uint8), mean, table)
+
+
+def expect(gate: NDArray[np.float32], references: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
+    """Add to means what latents are expected to have of their references; see `context_steps.expect`."""
+    _kernels().expect(gate, references, mean)
 
 
 def quantise(
@@ -93,6 +99,18 @@ def _predict(
                     table[i, place, channel, cell] = number * np.int32(stored[place, cell])
 
 
+def _expect(gate: NDArray[np.float32], references: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
+    n, places, channels, cells = mean.shape
+    for i in range(n):
+        for place in range(places):
+            for channel in range(channels):
+                for cell in range(cells):
+                    gated = np.int32(gate[i, place, channel, cell]) * np.int32(references[i, place, channel, cell])
+                    moved = np.int32(mean[i, place, channel, cell]) + ((gated + _GATE_HALF) >> _GATE_ALL)
+                    moved = moved if moved < _FARTHEST else _FARTHEST
+                    mean[i, place, channel, cell] = np.float32(moved if moved > -_FARTHEST else -_FARTHEST)
+
+
 def _quantise(
     scaled: NDArray[np.float32],
     mean: NDArray[np.float32],
@@ -148,6 +166,7 @@ def _learn(
 
 class _Kernels(NamedTuple):
     predict: Callable[..., None]
+    expect: Callable[..., None]
     quantise: Callable[..., None]
     value: Callable[..., None]
     learn: Callable[..., None]
@@ -171,8 +190,13 @@ def _kernels() -> _Kernels:
         byte[:, :, :, ::1],
     )
     quantise = nothing(real[::1], real[::1], byte[::1], real[::1], real[::1], whole[::1])
+    expect = nothing(real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1])
     value = nothing(whole[:, :, ::1], real[:, :, ::1], real[:, :, ::1])
     learn = nothing(whole[:, :, ::1], real[:, :, ::1], real[::1], real[:, :, ::1], real[:, :, ::1])
     return _Kernels(
-        compiled(_predict, predict), compiled(_quantise, quantise), compiled(_value, value), compiled(_learn, learn)
+        compiled(_predict, predict),
+        compiled(_expect, expect),
+        compiled(_quantise, quantise),
+        compiled(_value, value),
+        compiled(_learn, learn),
     )

@@ -18,6 +18,11 @@ SYMBOL_MAX = 1 << 15
 """Larger symbols are drawn in: 16ths of a step stay far below 2**24."""
 ACTIVATION_MAX = 127
 """Of what networks are told."""
+GATE_SHIFT = 6
+"""A gate of 64 takes all of what references have."""
+MEAN_MAX = 1 << 22
+"""16ths of a step that means of latents with references are drawn in to: sections that follow from one another would
+else outgrow what float32 holds exactly."""
 
 
 def predict(
@@ -34,8 +39,8 @@ def predict(
 
     Parameters
     ----------
-    out : ndarray, shape (n, places, 2, C, cells), float32
-        Of the group's network: means in units, changes of indices of scales.
+    out : ndarray, shape (n, places, 2 or 3, C, cells), float32
+        Of the group's network: means in units, changes of indices of scales; gates, for which see `expect`.
     unit : ndarray, shape (n, C), float32
         16ths of a step in a unit of a mean: a power of two.
     scale : ndarray, shape (n, C), int16
@@ -58,6 +63,23 @@ def predict(
     index += scale[:, None, :, None]
     table[...] = np.minimum(index, np.int16(scales)) + first_table[:, None, :, None]
     table[~((index > 0) & stored[None, :, None])] = 0
+
+
+def expect(gate: NDArray[np.float32], references: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
+    """Add to means what latents are expected to have of their references.
+
+    Parameters
+    ----------
+    gate : ndarray, shape (n, places, C, cells), float32
+        64ths, whole, at most 127.
+    references : ndarray, same shape, float32
+        Sum of both references' latents in 16ths of a step, at most 2**23.
+    mean : ndarray, same shape, float32
+        Changed in place.
+    """
+    half = 1 << GATE_SHIFT
+    moved = (gate.astype(np.int32) * references.astype(np.int32) + half) >> (GATE_SHIFT + 1)
+    np.clip(mean.astype(np.int32) + moved, -MEAN_MAX, MEAN_MAX, out=mean, casting="unsafe")
 
 
 def quantise(

@@ -44,16 +44,49 @@ def analyse(model: Model, grey: NDArray[np.float32], options: Options) -> NDArra
     Returns
     -------
     ndarray, shape (n, channels, y / stride, x / stride), float32
+        Without hyper-latents where `tell` finds them.
     """
     card = model.card
     grid = tuple(n // s for n, s in zip(grey.shape[1:], card.stride, strict=True))
-    out = np.empty((len(grey), card.channels, *grid), np.float32)
+    channels = card.channels - (card.context.hyper if card.context and card.context.reaches else 0)
+    out = np.empty((len(grey), channels, *grid), np.float32)
     inputs = {"grey": Feed(transform.as_blocks(grey), card.stride)}
 
     def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         return model.run("encoder", piece, options)
 
     in_pieces(call, inputs, Feed(out, (1,) * len(grid)), grid, card.encoder_halo, math.prod(card.stride), options)
+    return out
+
+
+def tell(
+    model: Model, latents: NDArray[np.float32], left: NDArray[np.float32], options: Options
+) -> NDArray[np.float32]:
+    """Hyper-latents of sections that may refer to others.
+
+    Parameters
+    ----------
+    model : Model
+        With an encoder.
+    latents, left : ndarray, shape (n, P * C, \\*grid), float32
+        In grey levels, and what references leave over of them; 0 where a section is coded alone.
+    options : Options
+        ``block_voxels`` bounds one call.
+
+    Returns
+    -------
+    ndarray, shape (n, Z, \\*grid), float32
+    """
+    card = model.card
+    assert card.context is not None
+    grid, one = latents.shape[2:], (1,) * card.ndim
+    out = np.empty((len(latents), card.context.hyper, *grid), np.float32)
+    inputs = {"latents": Feed(latents, one), "left": Feed(left, one)}
+
+    def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return model.run("hyper", piece, options)
+
+    in_pieces(call, inputs, Feed(out, one), grid, card.context.halo, math.prod(card.stride), options)
     return out
 
 

@@ -81,7 +81,8 @@ class Feed:
         """
         n_coded = int(np.count_nonzero(index))
         self._left -= n_coded
-        assert self._left >= 0  # the caller has counted
+        if self._left < 0:
+            raise FrameError("entropy stream: holds fewer symbols than its tables mean.", field="payload")
         if not n_coded:
             return np.zeros(len(index), np.int32)
         if not isinstance(self._parts, RansParts):
@@ -110,6 +111,8 @@ class Feed:
         FrameError
             If anything is left over, or more was read than there is.
         """
+        if self._left:
+            raise FrameError("entropy stream: holds more symbols than its tables mean.", field="payload")
         if isinstance(self._parts, RansParts):
             coder.check_end(self._parts, self._states, self._word)
             if self._escape < len(self._escapes):

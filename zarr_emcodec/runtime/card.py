@@ -221,7 +221,7 @@ def _read(reader: CardReader, data: Mapping[str, Any]) -> Card:
         licence=reader.text(data.get("licence", ""), "licence", None),
         tokens=tokens,
         inr=inr,
-        context=read_context(reader, decoder, ndim, channels) if codec == "vae" else None,
+        context=read_context(reader, decoder, encoder, ndim, channels) if codec == "vae" else None,
         extra={key: value for key, value in data.items() if key not in known},
         **free,
     )

@@ -4,10 +4,12 @@ Part of the card's JSON in, a checked `ContextCard` out. Under ``decoder``::
 
     stride      voxels of a cell of the entropy model on each axis
     channels    latents of a cell: hyper-latents first, then those of each place in coding order
-    context     {"hyper": Z, "groups": [[place, ...], ...], "scales": scales of each shape of table, "halo": cells}
+    context     {"hyper": Z, "groups": [[place, ...], ...], "scales": scales of each shape of table, "halo": cells,
+                 "reaches": kinds of sections by how far those lie that they refer to; 0 or absent: they refer to none}
 
 A place is a position in a lattice of period 2 on each axis; every place is in one group. Group i is coded with the
-network ``context-i.onnx``, given the hyper-latents and all groups before it.
+network ``context-i.onnx``, given the hyper-latents and all groups before it. Where sections refer to others, what an encoder
+tells of a section depends on those that are known already: it has ``hyper.onnx`` beside ``encoder.onnx``.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ MAX_GROUPS = 4
 _MAX_HYPER = 4096
 _MAX_SCALES = 255
 _MAX_HALO = 16
+_MAX_REACHES = 16
 
 Shape = tuple[int, ...]
 
@@ -43,7 +46,9 @@ class ContextCard:
     scales : int
         Scales that each shape of frequency table comes in.
     halo : tuple of int
-        Cells around a cell that a group's network sees.
+        Cells around a cell that a group's network sees, and that ``hyper.onnx`` sees.
+    reaches : int
+        Kinds of sections by how far those lie that they refer to; 0 of models whose sections refer to none.
     """
 
     hyper: int
@@ -51,6 +56,12 @@ class ContextCard:
     groups: tuple[tuple[Shape, ...], ...]
     scales: int
     halo: Shape
+    reaches: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """What a group's network says of a latent: mean, scale and, of sections with references, gate."""
+        return 3 if self.reaches else 2
 
     @property
     def places(self) -> tuple[Shape, ...]:
@@ -62,7 +73,9 @@ class ContextCard:
         return self.hyper + self.channels * sum(map(len, self.groups[:group]))
 
 
-def read_context(reader: CardReader, decoder: Mapping[str, Any], ndim: int, channels: int) -> ContextCard | None:
+def read_context(
+    reader: CardReader, decoder: Mapping[str, Any], encoder: Mapping[str, Any], ndim: int, channels: int
+) -> ContextCard | None:
     """The entropy model that a card describes; None where it has none.
 
     Raises
@@ -96,12 +109,18 @@ def read_context(reader: CardReader, decoder: Mapping[str, Any], ndim: int, chan
     stride = reader.per_axis(decoder.get("stride"), "decoder.stride", ndim, 1, 1024)
     if any(n % PERIOD for n in stride):
         raise reader.wrong("decoder.stride", list(stride), f"multiples of {PERIOD}")
+    reaches = reader.integer(data.get("reaches", 0), "decoder.context.reaches", 0, _MAX_REACHES if ndim == 2 else 0)
+    if reaches == 1:
+        raise reader.wrong("decoder.context.reaches", reaches, "0, or one for sections alone and some for others")
+    if reaches and encoder and "hyper.onnx" not in reader.mapping(encoder.get("files"), "encoder.files"):
+        raise reader.wrong("encoder.files", encoder.get("files"), "'hyper.onnx', since sections refer to others")
     return ContextCard(
         hyper=hyper,
         channels=per_place,
         groups=read,
         scales=reader.integer(data.get("scales"), "decoder.context.scales", 1, _MAX_SCALES),
         halo=reader.per_axis(data.get("halo"), "decoder.context.halo", ndim, 0, _MAX_HALO),
+        reaches=reaches,
     )
 
 

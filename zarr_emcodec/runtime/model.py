@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from zarr_emcodec.runtime.token_card import TokenCard
 
 Part = Literal["encoder", "decoder", "encoder-bottom", "decoder-bottom", "prior", "prior-bottom",
-               "context-0", "context-1", "context-2", "context-3", "encoder-3", "decoder-3"]  # fmt: skip
+               "context-0", "context-1", "context-2", "context-3", "hyper", "encoder-3", "decoder-3"]  # fmt: skip
 """A network of a model, by the name of its file; all but the first two are of token models, of entropy models or, "-3",
 of volumes where a model has sections and volumes."""
 CARD, TABLES = "card.json", "tables.npz"
@@ -183,7 +183,7 @@ class Model:
         ndarray, float32
             (n, channels, \\*grid / stride) latents of an encoder, (n, 1, \\*grid * stride) grey levels of a decoder. Of
             tokens: images in standard deviations, distances to each code in place of latents, a prior's score for
-            each table. Of a context: mean and scale of each latent of a group's places.
+            each table. Of a context: mean and scale, or mean, scale and gate, of each latent of a group's places.
 
         Raises
         ------
@@ -196,7 +196,7 @@ class Model:
         self, part: Part, inputs: Mapping[str, NDArray[Any]], options: Options | None = None
     ) -> list[NDArray[np.float32]]:
         """Every output of one inference call; the first is checked as `run` says, further ones are float32."""
-        if part.startswith("encoder") and not self.can_encode:
+        if part.startswith(("encoder", "hyper")) and not self.can_encode:
             raise ModelError(f"model '{self.card.id}' came without its encoder ({self._place}), so it can only decode.")
         name = f"{part}.onnx"
         data = self.file(name)
@@ -218,7 +218,13 @@ class Model:
             return _grid_output(card.inr.grid(len(shape) - 2), part, shape) if card.inr.grids else (shape[0], 1)
         if card.context is not None and part.startswith("context"):
             group = card.context.groups[int(part.rpartition("-")[2])]
-            return (shape[0], 2 * card.context.channels * len(group), *shape[2:])
+            return (shape[0], card.context.outputs * card.context.channels * len(group), *shape[2:])
+        if card.context is not None and card.context.reaches:
+            if part == "hyper":
+                return (shape[0], card.context.hyper, *shape[2:])
+            if part == "encoder":
+                cells = (n // s for n, s in zip(shape[2:], card.stride, strict=True))
+                return (shape[0], card.channels - card.context.hyper, *cells)
         grid = zip(shape[2:], card.stride, strict=False)
         if part == "encoder":
             return (shape[0], card.channels, *(size // stride for size, stride in grid))

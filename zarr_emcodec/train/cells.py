@@ -56,8 +56,8 @@ class CellPlaces(nn.Module):
         return F.conv_transpose3d(parts, self.eye, stride=2, groups=self.channels)  # type: ignore[arg-type]
 
 
-class CellEncoder(nn.Module):
-    """Grey levels to hyper-latents (before their gain) and latents of each cell."""
+class CellHyper(nn.Module):
+    """Latents of each cell in coding order to hyper-latents before their gain."""
 
     spread: Tensor
     row_major: Tensor
@@ -65,9 +65,7 @@ class CellEncoder(nn.Module):
     def __init__(self, model: VariableVAE) -> None:
         super().__init__()
         config = model.config
-        self.analysis = model.analysis
         self.hyper = model.hyper
-        self.places = CellPlaces(config)
         coding = [place for group in config.context.groups for place in group]
         channels = config.arch.channels
         at = {place: i for i, place in enumerate(coding)}
@@ -76,11 +74,28 @@ class CellEncoder(nn.Module):
         spread = torch.rsqrt(model.variance + 1).repeat(len(coding))
         self.register_buffer("spread", spread.reshape(1, -1, *[1] * config.ndim))
 
+    def forward(self, latents: Tensor, left: Tensor | None = None) -> Tensor:
+        """Latents, and what references leave over of them, ``[B, P * C, *grid]``, to ``[B, Z, *grid]``."""
+        hyper: Tensor = self.hyper(self._scaled(latents), None if left is None else self._scaled(left))
+        return hyper
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        return torch.index_select(latents, 1, self.row_major) * self.spread
+
+
+class CellEncoder(nn.Module):
+    """Grey levels to latents of each cell, behind their hyper-latents where those depend on nothing else."""
+
+    def __init__(self, model: VariableVAE) -> None:
+        super().__init__()
+        self.analysis = model.analysis
+        self.places = CellPlaces(model.config)
+        self.tell = None if model.config.reaches else CellHyper(model)
+
     def forward(self, grey: Tensor) -> Tensor:
-        """Sections or volumes ``[B, 1, *edges]`` to ``[B, Z + P * C, *grid]``."""
+        """Sections or volumes ``[B, 1, *edges]`` to ``[B, Z + P * C, *grid]``, or ``[B, P * C, *grid]``."""
         places = self.places.split(self.analysis(grey))
-        hyper = self.hyper(torch.index_select(places, 1, self.row_major) * self.spread)
-        return torch.cat([hyper, places], 1)
+        return places if self.tell is None else torch.cat([self.tell(places), places], 1)
 
 
 class CellDecoder(nn.Module):

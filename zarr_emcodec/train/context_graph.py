@@ -9,11 +9,20 @@ import torch
 from numpy.typing import NDArray
 
 from zarr_emcodec.entropy.exact import Layer, check_exact
-from zarr_emcodec.train.arch.context import MEAN_MAX, MEAN_SHIFT, SCALE_MAX, SCALE_SHIFT, GroupNet
+from zarr_emcodec.train.arch.context import (
+    GATE_MAX,
+    GATE_SHIFT,
+    MEAN_MAX,
+    MEAN_SHIFT,
+    SCALE_MAX,
+    SCALE_SHIFT,
+    GroupNet,
+)
 from zarr_emcodec.train.arch.whole import ACTIVATION_MAX, UNIT_SHIFT, WEIGHT_SHIFT, int8, int32
 from zarr_emcodec.train.whole_graph import HALF, WholeGraph
 
 _SUM_SHIFT = WEIGHT_SHIFT + UNIT_SHIFT  # fractional bits of sums of weights times activations
+_OUTPUTS = ((MEAN_SHIFT, MEAN_MAX), (SCALE_SHIFT, SCALE_MAX), (GATE_SHIFT, GATE_MAX))
 
 
 class IntegerGroup(NamedTuple):
@@ -23,25 +32,28 @@ class IntegerGroup(NamedTuple):
     ----------
     embed, embed_bias : ndarray, shape (W, K), int8, and (W,), int32
     window : ndarray, shape (W, W, *k), int8
-    level_bias : ndarray, shape (levels, W), int32
+    level_bias, reach_bias : ndarray, shapes (levels, W) and (reaches, W), int32
     hidden : tuple of (weight, bias)
         Shapes (W, W), int8, and (W,), int32.
-    out, out_bias : ndarray, shape (places * 2 * C, W), int8, and (places * 2 * C,), int32
-    places : int
+    out, out_bias : ndarray, shape (places * outputs * C, W), int8, and (places * outputs * C,), int32
+    places, outputs : int
+        An output is a mean, a scale or, where there are reaches, a gate.
     """
 
     embed: NDArray[np.int8]
     embed_bias: NDArray[np.int32]
     window: NDArray[np.int8]
     level_bias: NDArray[np.int32]
+    reach_bias: NDArray[np.int32]
     hidden: tuple[tuple[NDArray[np.int8], NDArray[np.int32]], ...]
     out: NDArray[np.int8]
     out_bias: NDArray[np.int32]
     places: int
+    outputs: int
 
     def layers(self) -> list[Layer]:
         """What `check_exact` wants to know."""
-        worst = np.abs(self.level_bias).max(0)
+        worst = np.abs(self.level_bias).max(0) + np.abs(self.reach_bias).max(0, initial=0)
         path = np.eye(len(self.embed), dtype=np.int64) << WEIGHT_SHIFT
         found = [
             Layer("embed", self.embed, self.embed_bias, ACTIVATION_MAX, WEIGHT_SHIFT),
@@ -67,6 +79,7 @@ def integer_group(net: GroupNet, powers: torch.Tensor) -> IntegerGroup:
         embed_bias=int32(net.embed_bias, _SUM_SHIFT),
         window=int8(net.window, WEIGHT_SHIFT),
         level_bias=int32(net.window_bias + powers @ net.level.T, _SUM_SHIFT),
+        reach_bias=int32(net.reach.T, _SUM_SHIFT),
         hidden=tuple(
             (int8(weight, WEIGHT_SHIFT), int32(bias, _SUM_SHIFT))
             for weight, bias in zip(net.hidden, net.hidden_bias, strict=True)
@@ -74,13 +87,13 @@ def integer_group(net: GroupNet, powers: torch.Tensor) -> IntegerGroup:
         out=int8(net.out, WEIGHT_SHIFT),
         out_bias=int32(net.out_bias, _SUM_SHIFT),
         places=net.places,
+        outputs=net.outputs,
     )
 
 
-def out_halves() -> tuple[int, int]:
-    """Half a step of means and of scales, which the biases of the last layer hold."""
-    mean, scale = (1 << (_SUM_SHIFT - shift) >> 1 for shift in (MEAN_SHIFT, SCALE_SHIFT))
-    return mean, scale
+def out_halves() -> tuple[int, ...]:
+    """Half a step of means, scales and gates, which the biases of the last layer hold."""
+    return tuple(1 << (_SUM_SHIFT - shift) >> 1 for shift, _ in _OUTPUTS)
 
 
 def group_onnx(group: IntegerGroup) -> bytes:
@@ -89,9 +102,9 @@ def group_onnx(group: IntegerGroup) -> bytes:
     Returns
     -------
     bytes
-        Inputs ``known``, float32 (n, K, [z,] y, x), whole numbers of at most 127, and ``level``, int64 (n,); output
-        ``context``, float32 (n, places * 2 * C, [z,] y, x): for each place C means in 64ths of a spread, then C shifts
-        of the index of the scale.
+        Inputs ``known``, float32 (n, K, [z,] y, x), whole numbers of at most 127, ``level``, int64 (n,), and where
+        there are reaches ``reach``, int64 (n,); output ``context``, float32 (n, places * outputs * C, [z,] y, x): for
+        each place C means in 64ths of a spread, then C shifts of the index of the scale, then C gates in 64ths.
 
     Raises
     ------
@@ -111,19 +124,25 @@ def group_onnx(group: IntegerGroup) -> bytes:
     levels = group.level_bias.astype(np.float32) + np.float32(HALF)
     table = graph.constant(levels.reshape(len(levels), *[1] * ndim, -1), "levels")
     scaled = graph.node("Mul", [table, graph.number(2.0**-WEIGHT_SHIFT)])
-    h = graph.whole(graph.node("Add", [sums, graph.node("Gather", [scaled, "level"], axis=0)]))
+    bias = graph.node("Gather", [scaled, "level"], axis=0)
+    if len(group.reach_bias):
+        shared = group.reach_bias.astype(np.float32) * np.float32(2.0**-WEIGHT_SHIFT)
+        reaches = graph.constant(shared.reshape(len(shared), *[1] * ndim, -1), "reaches")
+        # multiples of 2**-WEIGHT_SHIFT far below 2**16: any order of summation gives the same
+        bias = graph.node("Add", [bias, graph.node("Gather", [reaches, "reach"], axis=0)])
+    h = graph.whole(graph.node("Add", [sums, bias]))
     for i, (weight, offset) in enumerate(group.hidden):
         sums = graph.product(h, weight, offset + HALF, WEIGHT_SHIFT, called=f"hidden.{i}")
         h = graph.whole(graph.node("Add", [sums, h]))
-    channels = len(group.out) // (2 * group.places)
+    channels = len(group.out) // (group.outputs * group.places)
     parts = []
-    for place in range(group.places):
-        for kind, (shift, bound) in enumerate(((MEAN_SHIFT, MEAN_MAX), (SCALE_SHIFT, SCALE_MAX))):
-            chosen = slice((2 * place + kind) * channels, (2 * place + kind + 1) * channels)
-            bias = group.out_bias[chosen] + out_halves()[kind]
-            called = f"out.{2 * place + kind}"
-            sums = graph.product(h, group.out[chosen], bias, _SUM_SHIFT - shift, called=called)
-            parts.append(graph.whole(sums, -bound, bound))
+    for i in range(group.places * group.outputs):
+        kind = i % group.outputs
+        shift, bound = _OUTPUTS[kind]
+        chosen = slice(i * channels, (i + 1) * channels)
+        offset = group.out_bias[chosen] + out_halves()[kind]
+        sums = graph.product(h, group.out[chosen], offset, _SUM_SHIFT - shift, called=f"out.{i}")
+        parts.append(graph.whole(sums, -bound, bound))
     graph.channels_first(graph.node("Concat", parts, axis=-1), output="context")
     return _finish(graph, group, ndim)
 
@@ -136,4 +155,6 @@ def _finish(graph: WholeGraph, group: IntegerGroup, ndim: int) -> bytes:
         "known": (TensorProto.FLOAT, ["n", group.embed.shape[1], *axes]),
         "level": (TensorProto.INT64, ["n"]),
     }
+    if len(group.reach_bias):
+        inputs["reach"] = (TensorProto.INT64, ["n"])
     return graph.to_bytes("context", inputs, {"context": ["n", len(group.out), *axes]})

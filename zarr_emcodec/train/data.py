@@ -6,9 +6,10 @@ memory in its own dtype. Which sections are held out for validation is decided h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zarr_emcodec.errors import MissingExtraError, SpecError
+
+DISTANCES = (1, 2, 4, 8)
+"""Sections from one to the next in stacks, the most frequent first: every second section of a chunk is coded between
+its neighbours, every fourth between those two away."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +104,27 @@ class CropSampler:
         which = int(self.random.choice(len(self.planes), p=self.weights))
         views = self.planes[which]
         view = views[int(self.random.integers(len(views)))]
-        section = view[int(self.random.integers(len(view)))]
-        h, w = (min(edge, n) for n in section.shape)
-        y, x = (int(self.random.integers(n - m + 1)) for n, m in zip(section.shape, (h, w), strict=True))
+        section = int(self.random.integers(len(view)))
+        (crop,) = self._cut(view[section : section + 1], which, edge)
+        return np.asarray(crop, np.float32)
+
+    def _cut(self, sections: NDArray[np.generic], which: int, edge: int) -> NDArray[np.float32]:
+        """The same random square of some sections of a source, in grey levels."""
+        shape = sections.shape[1:]
+        h, w = (min(edge, n) for n in shape)
+        y, x = (int(self.random.integers(n - m + 1)) for n, m in zip(shape, (h, w), strict=True))
         offset, scale = self.windows[which]
-        return np.asarray((section[y : y + h, x : x + w].astype(np.float32) - offset) / scale, np.float32)
+        return np.asarray((sections[:, y : y + h, x : x + w].astype(np.float32) - offset) / scale, np.float32)
 
     def batch(self, size: int) -> Tensor:
         """Augmented crops ``[size, 1, crop, crop]`` float32, grey levels within 0 to 255."""
-        return torch.stack([self._augmented() for _ in range(size)])
+        return torch.stack([self._augmented(lambda edge: self.raw_crop(edge)[None]) for _ in range(size)])
 
-    def _augmented(self) -> Tensor:
+    def _augmented(self, draw: Callable[[int], NDArray[np.float32]]) -> Tensor:
+        """Sections ``[n, crop, crop]``, all augmented alike, but each with noise of its own."""
         rng = self.random
         zoom = float(np.exp(rng.uniform(np.log(0.7), np.log(1.4)))) if rng.random() < 0.5 else 1.0
-        crop = torch.from_numpy(np.ascontiguousarray(self.raw_crop(round(self.crop / zoom))))[None, None]
+        crop = torch.from_numpy(np.ascontiguousarray(draw(round(self.crop / zoom))))[None]
         if crop.shape[-2:] != (self.crop, self.crop):
             crop = F.interpolate(crop, (self.crop, self.crop), mode="bilinear", antialias=True, align_corners=False)
         x = crop[0]
@@ -126,6 +138,67 @@ class CropSampler:
         if rng.random() < 0.25:
             x = x + torch.from_numpy(rng.normal(0, rng.uniform(1, 10), tuple(x.shape)).astype(np.float32))
         return x.clamp(0, 255).contiguous()
+
+
+class Stacks(NamedTuple):
+    """Sections that lie in a row, evenly spaced.
+
+    Attributes
+    ----------
+    grey : Tensor, shape (n, 3, y, x)
+    distance : ndarray, shape (n,), int64
+        Sections from one to the next; 0 where they have nothing to do with each other.
+    """
+
+    grey: Tensor
+    distance: NDArray[np.int64]
+
+
+class StackSampler(CropSampler):
+    """Draws crops of three sections in a row, as `CropSampler` draws them of one; held out are whole stacks."""
+
+    def __init__(self, sources: Sequence[Source], crop: int, seed: int) -> None:
+        super().__init__(sources, crop, seed)
+        self.validation = []
+        for source, (offset, scale) in zip(sources, self.windows, strict=True):
+            if source.held_out:
+                held = read_volume(source.path)[-source.held_out :].astype(np.float32)
+                self.validation.append(((held - offset) / scale).astype(np.float32))
+
+    def raw_run(self, depth: int, edge: int) -> NDArray[np.float32]:
+        """Up to `depth` sections in a row of a random square of at most `edge` voxels, not augmented."""
+        rng = self.random
+        which = int(rng.choice(len(self.planes), p=self.weights))
+        views = self.planes[which]
+        view = views[int(rng.integers(len(views)))]
+        first = int(rng.integers(max(len(view) - depth, 0) + 1))
+        return self._cut(view[first : first + depth], which, edge)
+
+    def stacks(self, size: int) -> Stacks:
+        """Augmented crops, grey levels within 0 to 255."""
+        distances: list[int] = []
+
+        def draw(edge: int) -> NDArray[np.float32]:
+            crops, distance = self._raw_stack(edge)
+            distances.append(distance)
+            return crops
+
+        grey = torch.stack([self._augmented(draw) for _ in range(size)])
+        return Stacks(grey, np.array(distances, np.int64))
+
+    def _raw_stack(self, edge: int) -> tuple[NDArray[np.float32], int]:
+        rng = self.random
+        which = int(rng.choice(len(self.planes), p=self.weights))
+        views = self.planes[which]
+        view = views[int(rng.integers(len(views)))]
+        if len(view) < 3:  # an image that stands alone
+            return np.concatenate([self._cut(view[:1], which, edge) for _ in range(3)]), 0
+        distances = [d for d in DISTANCES if 2 * d < len(view)]
+        weights = np.arange(len(DISTANCES), 0, -1.0)[: len(distances)]
+        distance = int(rng.choice(distances, p=weights / weights.sum()))
+        first = int(rng.integers(len(view) - 2 * distance))
+        chosen = view[first : first + 2 * distance + 1 : distance]
+        return self._cut(chosen[:: 1 if rng.random() < 0.5 else -1], which, edge), distance
 
 
 class StandardSampler:
@@ -288,6 +361,6 @@ def _blurred(x: Tensor, sigma: float) -> Tensor:
     taps = torch.arange(-3, 4, dtype=torch.float32)
     kernel = torch.exp(-(taps**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
-    x = F.pad(x[None], (3, 3, 3, 3), mode="reflect")
+    x = F.pad(x[:, None], (3, 3, 3, 3), mode="reflect")
     x = F.conv2d(F.conv2d(x, kernel.view(1, 1, 7, 1)), kernel.view(1, 1, 1, 7))
-    return x[0]
+    return x[:, 0]

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from zarr_emcodec import transform
 from zarr_emcodec.codecs import inference
-from zarr_emcodec.codecs.context import ContextModel, Sections
-from zarr_emcodec.codecs.context_coding import quantise_in_context
+from zarr_emcodec.codecs.context import ContextModel
+from zarr_emcodec.codecs.context_coding import code_sections
+from zarr_emcodec.codecs.context_order import part_counts
 from zarr_emcodec.codecs.quantise import HALF_WIDTH, Ladder
 from zarr_emcodec.entropy.tables import build_tables
 from zarr_emcodec.runtime import canonical_digest
@@ -29,9 +30,9 @@ from zarr_emcodec.runtime.model import open_model
 from zarr_emcodec.runtime.options import current
 from zarr_emcodec.train.arch.context import N_SCALES, SCALE_FIRST, SCALE_RATIO
 from zarr_emcodec.train.arch.variable import LEVELS, VariableVAE
-from zarr_emcodec.train.cells import CellDecoder, CellEncoder, gains_of_levels
+from zarr_emcodec.train.cells import CellDecoder, CellEncoder, CellHyper, gains_of_levels
 from zarr_emcodec.train.context_graph import group_onnx, integer_group
-from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
+from zarr_emcodec.train.data import CropSampler, Source, StackSampler, VolumeSampler
 from zarr_emcodec.train.export import SHAPES, best_index, measure, training_facts, write_card
 from zarr_emcodec.train.graph import macs, to_onnx
 from zarr_emcodec.train.variable import VariableTrainConfig, known_levels, load_variable
@@ -41,6 +42,8 @@ _LAPLACE = SHAPES.index(1.0)  # what training assumes
 _FITTED_LEVELS = 24  # those between take the nearest one's shapes
 _CHANGES = (-2, -1, 0, 1, 2)  # of a scale's index, tried with each shape
 _CROPS = {2: 24, 3: 12}
+_RUN = 8  # sections in a row: enough for every reach but the farthest
+_WEIGHTS = {"embed", "window", "hidden", "out"}  # what the entropy model multiplies with at every cell
 _BYTE_FROM = 1 << 13  # weights of a layer: there are millions, and a byte each costs hundredths of a decibel
 
 Volumes = Sequence[NDArray[np.float32]]
@@ -87,7 +90,7 @@ def export(
         card = _card(model, config, f"{name}@{version}", ratio_range, licence)
     card["training"] = training_facts(config.to_dict(), steps_taken, sources)
     _write(folder, card, networks, arrays)
-    _settle_tables(folder, arrays, [_raw_crop(sampler, config) for _ in range(_CROPS[config.model.ndim])])
+    _settle_tables(folder, arrays, [_raw_crop(sampler) for _ in range(_CROPS[config.model.ndim])])
     _write(folder, card, networks, arrays)
     card["measured"] = {"held_out": measure(card["id"], folder.parent, sampler.validation)}
     write_card(folder, card)
@@ -97,14 +100,17 @@ def export(
 
 def _sampler(config: VariableTrainConfig, sources: Sequence[Source]) -> CropSampler | VolumeSampler:
     if config.model.ndim == 2:
-        return CropSampler(sources, 512, seed=1)
+        return (StackSampler if config.model.reaches else CropSampler)(sources, 512, seed=1)
     return VolumeSampler(sources, config.crop, seed=1)
 
 
-def _raw_crop(sampler: CropSampler | VolumeSampler, config: VariableTrainConfig) -> NDArray[np.float32]:
+def _raw_crop(sampler: CropSampler | VolumeSampler) -> NDArray[np.float32]:
+    """Sections in a row, (n, y, x), or a volume, (1, z, y, x)."""
+    if isinstance(sampler, StackSampler):
+        return sampler.raw_run(_RUN, 256)
     if isinstance(sampler, CropSampler):
-        return sampler.raw_crop(512)
-    return sampler.raw_crop((32, 128, 128))
+        return sampler.raw_crop(512)[None]
+    return sampler.raw_crop((32, 128, 128))[None]
 
 
 def _networks(model: VariableVAE, config: VariableTrainConfig) -> dict[str, bytes]:
@@ -125,6 +131,9 @@ def _networks(model: VariableVAE, config: VariableTrainConfig) -> dict[str, byte
             byte_from=_BYTE_FROM,
         ),
     }
+    if shape.reaches:
+        nothing = {name: torch.zeros(2, latents, *grid) for name in ("latents", "left")}
+        files["hyper.onnx"] = to_onnx(CellHyper(model), nothing, ["hyper"], byte_from=_BYTE_FROM)
     powers = model.powers(known_levels(config))
     for i, net in enumerate(model.context.nets):
         files[f"context-{i}.onnx"] = group_onnx(integer_group(net, powers))  # type: ignore[arg-type]
@@ -141,8 +150,14 @@ def _first_tables(model: VariableVAE, config: VariableTrainConfig) -> dict[str, 
     base = torch.cat([full @ model.context.hyper_base, full @ model.context.base - beyond], 1)
     gains = gains_of_levels(model)
     scale = torch.floor(base + 0.5).clamp(-64, N_SCALES).numpy().astype(np.int16)
+    further: dict[str, NDArray[Any]] = {}
+    if config.model.reaches:
+        reach = torch.cat([model.context.hyper_reach, model.context.reach], 1)
+        further["reach"] = torch.floor(reach + 0.5).clamp(-64, 64).numpy().astype(np.int16)
+        further["reach_gain"] = torch.exp(model.log_reach).numpy().astype(np.float32)
     return {
         **build_tables(SCALES, SHAPES).to_arrays(),
+        **further,
         "scale": scale,
         "shape": np.full(scale.shape, _LAPLACE, np.uint8),
         "shift": model.shifts(gains).numpy().astype(np.int8),
@@ -161,7 +176,12 @@ def _settle_tables(folder: Path, arrays: dict[str, NDArray[Any]], crops: Volumes
     coded = [_latents(model, crop) for crop in crops]
     places = len(card.places)
     flat = np.concatenate(
-        [c[0, hyper:].reshape(places, card.channels, -1).transpose(1, 0, 2).reshape(card.channels, -1) for c in coded],
+        [
+            np.moveaxis(c[:, model.first_latent :].reshape(len(c) * places, card.channels, -1), 1, 0).reshape(
+                card.channels, -1
+            )
+            for c in coded
+        ],
         axis=1,
     )
     sample = flat[:, :: max(1, flat.shape[1] // 30_000)]
@@ -173,7 +193,7 @@ def _settle_tables(folder: Path, arrays: dict[str, NDArray[Any]], crops: Volumes
     for level in chosen:
         cost = np.zeros((hyper + card.channels, len(SHAPES), len(_CHANGES)))
         for latents, crop in zip(coded, crops, strict=True):
-            cost += _costs(model, latents, int(level), crop.shape)
+            cost += _costs(model, latents, int(level), crop.shape[1:])
         best = cost.reshape(len(cost), -1).argmin(1)
         best[cost.reshape(len(cost), -1).max(1) == 0] = _LAPLACE * len(_CHANGES) + _CHANGES.index(0)
         shapes.append(best // len(_CHANGES))
@@ -189,7 +209,7 @@ def _settle_tables(folder: Path, arrays: dict[str, NDArray[Any]], crops: Volumes
 
 
 def _latents(model: ContextModel, crop: NDArray[np.float32]) -> NDArray[np.float32]:
-    grey = transform.pad_to_stride(crop[None], model.model.card.stride)
+    grey = transform.pad_to_stride(crop, model.model.card.stride)
     return inference.analyse(model.model, grey, current())
 
 
@@ -198,35 +218,19 @@ def _costs(
 ) -> NDArray[np.float64]:
     """Bits of each channel's symbols under each shape and change of scale, shape (Z + C, shapes, changes)."""
     card = model.card
-    hyper = card.hyper
-    grid = latents.shape[2:]
-    levels = np.array([level], np.int64)
-    sections = Sections(model, levels, np.zeros((1, hyper + card.channels), np.int16), grid, extent, current())
-    cost = np.zeros((hyper + card.channels, len(SHAPES), len(_CHANGES)))
-
-    def count(rows: slice, symbols: NDArray[Any], table: NDArray[np.uint8], axis: int) -> None:
-        symbols = np.moveaxis(symbols, axis, 0).reshape(symbols.shape[axis], -1)
-        table = np.moveaxis(table, axis, 0).reshape(symbols.shape)
+    cost = np.zeros((card.hyper + card.channels, len(SHAPES), len(_CHANGES)))
+    for piece in code_sections(model, [latents], [level], [part_counts(len(latents))], extent, current()):
+        told = piece.symbols.ndim == latents.ndim  # hyper-latents have no places
+        rows, axis = (slice(0, card.hyper), 1) if told else (slice(card.hyper, None), 2)
+        symbols = np.moveaxis(piece.symbols, axis, 0).reshape(piece.symbols.shape[axis], -1)
+        table = np.moveaxis(piece.table, axis, 0).reshape(symbols.shape)
         column = np.clip(symbols, -HALF_WIDTH, HALF_WIDTH) + HALF_WIDTH
         index = table.astype(int) - _LAPLACE * N_SCALES
         stored = table > 0
         for i in range(len(SHAPES)):
             for j, change in enumerate(_CHANGES):
                 moved = np.clip(index + change, 1, N_SCALES) + i * N_SCALES
-                bits = np.where(stored, model.costs.bits[moved, column], 0.0)
-                cost[rows, i, j] += bits.sum(1)
-
-    symbols = sections.round_hyper(latents[:, :hyper])
-    count(slice(0, hyper), symbols, sections.hyper_table, 1)
-    places = latents[:, hyper:].reshape(1, -1, card.channels, *grid) / model.gain[level].reshape(-1, *[1] * len(grid))
-    bounds = np.cumsum([0, *map(len, card.groups)])
-
-    def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> NDArray[np.int32]:
-        found = quantise_in_context(places[:, bounds[number] : bounds[number + 1]].copy(), mean, table, model)
-        count(slice(hyper, None), found, table, 2)
-        return found
-
-    sections.walk(symbols, decide)
+                cost[rows, i, j] += np.where(stored, model.costs.bits[moved, column], 0.0).sum(1)
     return cost
 
 
@@ -238,7 +242,8 @@ def _write(folder: Path, card: dict[str, Any], networks: dict[str, bytes], array
     for file, data in files.items():
         (folder / file).write_bytes(data)
     hashes = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
-    card["encoder"]["files"] = {"encoder.onnx": hashes.pop("encoder.onnx")}
+    of_encoder = [file for file in ("encoder.onnx", "hyper.onnx") if file in hashes]
+    card["encoder"]["files"] = {file: hashes.pop(file) for file in of_encoder}
     card["decoder"]["files"] = hashes
     card["digest"] = f"sha256:{canonical_digest(card['decoder']).hex()}"
     write_card(folder, card)
@@ -256,7 +261,10 @@ def _card(
     latents = len(places) * shape.arch.channels
     edges = tuple(n * c for n, c in zip(grid, shape.cell, strict=True))
     decode = macs(CellDecoder(model, config), (torch.zeros(1, latents, *grid), torch.zeros(1, dtype=torch.int64)))
-    entropy = sum(p.numel() for name, p in model.context.named_parameters() if p.ndim > 1 and "level" not in name)
+    encode = macs(CellEncoder(model), (torch.zeros(1, 1, *edges),))
+    if shape.reaches:
+        encode += macs(CellHyper(model), (torch.zeros(1, latents, *grid), torch.zeros(1, latents, *grid)))
+    entropy = sum(p.numel() for name, p in model.context.named_parameters() if set(name.split(".")) & _WEIGHTS)
     per_voxel = entropy / math.prod(shape.cell)
     return {
         "format": 1,
@@ -275,6 +283,7 @@ def _card(
                 "groups": [[list(places[i]) for i in group] for group in context.groups],
                 "scales": N_SCALES,
                 "halo": [1] * ndim,
+                "reaches": context.reaches,
             },
         },
         # what the hyper-analysis sees of cells around comes on top
@@ -282,7 +291,7 @@ def _card(
         "ratio_range": list(ratio_range),
         "parameters": sum(p.numel() for p in model.parameters()),
         "mac_per_voxel": {
-            "encode": round(macs(CellEncoder(model), (torch.zeros(1, 1, *edges),)) / voxels, 1),
+            "encode": round(encode / voxels, 1),
             "decode": round(decode / voxels + per_voxel, 1),
             "entropy": round(per_voxel, 1),
         },

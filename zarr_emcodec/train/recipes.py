@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from zarr_emcodec.train.arch.context import REACHES
 from zarr_emcodec.train.arch.vae2d import ArchConfig
 from zarr_emcodec.train.arch.vae3d import Arch3dConfig
 from zarr_emcodec.train.arch.variable import VariableConfig
@@ -102,35 +103,41 @@ VQ_RECIPES: dict[str, VQTrainConfig] = {
 VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
     # start from vae-2d-s32: its 256 latents of 32 x 32 voxels serve the low rates, those that are added the high ones
     "vae-2d-best": VariableTrainConfig(
-        model=VariableConfig(dataclasses.replace(_S32, channels=704, step_min=2.5, step_max=1200.0), hyper=32),
-        step_low=4.0,
-        step_high=800.0,
-        crop=(256, 256),
-        batch=6,
-        rate=8e-4,
-    ),
-    # a third of the multiplications; starts from the block KLT
-    "vae-2d-fast": VariableTrainConfig(
         model=VariableConfig(
-            ArchConfig(
-                stride=32,
-                channels=512,
-                step_min=2.5,
-                step_max=1200.0,
-                enc_widths=(32, 64, 96),
-                enc_blocks=(1, 1, 1),
-                dec_widths=(40, 64, 128),
-                dec_blocks=(1, 1, 1),
-            ),
-            hyper=16,
-            hyper_width=48,
-            context_width=64,
+            dataclasses.replace(_S32, channels=704, step_min=2.5, step_max=1200.0), hyper=32, reaches=REACHES
         ),
         step_low=4.0,
         step_high=800.0,
         crop=(256, 256),
         batch=6,
+        rate=8e-4,
+        rate_transforms=1e-4,
+        rate_linear=2e-5,
+    ),
+    # a quarter of the multiplications, on smaller blocks; starts from their KLT
+    "vae-2d-fast": VariableTrainConfig(
+        model=VariableConfig(
+            ArchConfig(
+                stride=16,
+                channels=208,
+                step_min=2.5,
+                step_max=1200.0,
+                enc_widths=(32, 96),
+                enc_blocks=(1, 1),
+                dec_widths=(32, 128),
+                dec_blocks=(1, 1),
+            ),
+            hyper=8,
+            hyper_width=48,
+            context_width=48,
+            reaches=REACHES,
+        ),
+        step_low=4.0,
+        step_high=800.0,
+        crop=(192, 192),
+        batch=9,
         rate=1.5e-3,
+        rate_transforms=1.5e-3,
         rate_linear=2e-4,
     ),
     # start from vqvae-3d-256, which was trained where volumes are worth most; added latents serve the high rates
@@ -143,6 +150,7 @@ VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
         crop=(16, 96, 96),
         batch=4,
         rate=6e-4,
+        rate_transforms=6e-4,
         rate_linear=5e-5,
         warm_up=100,
     ),

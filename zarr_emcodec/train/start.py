@@ -81,10 +81,13 @@ def variable_from_directory(model: Model) -> tuple[VariableVAE, VariableTrainCon
         network = VariableVAE(config.model)
     except (KeyError, TypeError) as error:
         raise ModelError(f"model '{model.card.id}': its card does not say which network to build.") from error
-    weights = _stored(model, "encoder.onnx") | _stored(model, "decoder.onnx")
+    weights = {name.removeprefix("tell."): value for name, value in _stored(model, "encoder.onnx").items()}
+    weights |= _stored(model, "decoder.onnx")
+    if config.model.reaches:
+        weights |= _stored(model, "hyper.onnx")
     try:
         for name, value in network.state_dict().items():
-            if name.startswith(("analysis.", "synthesis.", "hyper.")):
+            if name.startswith(("analysis.", "synthesis.", "hyper.")) and value.numel():
                 value.copy_(weights[name].reshape(value.shape))
         network.variance.copy_(weights["variance"][0])
         _read_ladder(network, config, model)
@@ -180,6 +183,11 @@ def _read_ladder(network: VariableVAE, config: VariableTrainConfig, model: Model
     hyper = config.model.hyper
     network.context.hyper_base.copy_(_fitted(powers[inside], tables["scale"][inside, :hyper]))
     network.context.base.copy_(_fitted(powers[inside], tables["scale"][inside, hyper:]))
+    if config.model.reaches:
+        reach = torch.from_numpy(np.array(model.tables()["reach"], np.float32))
+        network.context.hyper_reach.copy_(reach[:, :hyper])
+        network.context.reach.copy_(reach[:, hyper:])
+        network.log_reach.copy_(torch.log(torch.from_numpy(np.array(model.tables()["reach_gain"]))))
 
 
 _LADDER = ("gain", "hyper_gain", "scale")
@@ -198,9 +206,11 @@ def _read_group(net: GroupNet, weights: dict[str, torch.Tensor], powers: torch.T
     for i, (weight, offset) in enumerate(zip(net.hidden, net.hidden_bias, strict=True)):
         weight.copy_(weights[f"hidden.{i}"].reshape(width, width) * unit)
         offset.copy_((weights[f"hidden.{i}.bias"] - HALF) * total)
-    parts = range(2 * net.places)
+    if net.outputs > 2:
+        net.reach.copy_(weights["reaches"].reshape(-1, width).T * 2.0**-UNIT_SHIFT)
+    parts = range(net.outputs * net.places)
     net.out.copy_(torch.cat([weights[f"out.{i}"].reshape(-1, width) for i in parts]) * unit)
-    net.out_bias.copy_(torch.cat([weights[f"out.{i}.bias"] - out_halves()[i % 2] for i in parts]) * total)
+    net.out_bias.copy_(torch.cat([weights[f"out.{i}.bias"] - out_halves()[i % net.outputs] for i in parts]) * total)
 
 
 def _fitted(powers: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -14,14 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zarr_emcodec.codecs.context_order import Turn, reach_of, turns
+from zarr_emcodec.train.arch.context import REACHES, Coded
 from zarr_emcodec.train.arch.vae2d import ArchConfig, VAE2d
 from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
 from zarr_emcodec.train.arch.vqvae import VQVAE
-from zarr_emcodec.train.data import CropSampler, Source, VolumeSampler
+from zarr_emcodec.train.data import CropSampler, Source, StackSampler, VolumeSampler
 from zarr_emcodec.train.klt import fit_block_klt, fit_klt
 from zarr_emcodec.train.loop import Budgeted
 from zarr_emcodec.train.losses import LAMBDA, rate_distortion
 from zarr_emcodec.train.widen import take_over
+
+ALONE = 0.3
+"""Share of stacks whose outer sections are both coded alone, as the first sections of chunks and single images are."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class VariableTrainConfig:
     crop: tuple[int, ...] = (192, 192)  # whole cells, several times the receptive field
     batch: int = 8  # each crop at its own level, so that one step sees the whole band
     minutes: float = 90.0  # the budget that the learning rate follows
-    rate: float = 1e-3  # Adam, convolutional paths and entropy model
+    rate: float = 1e-3  # Adam, entropy model and steps
+    rate_transforms: float = 1e-3  # convolutional paths; gentler where they start trained, they are slow to settle
     rate_linear: float = 1e-4  # KLT weights are small and already good: move them gently
     rate_scales: float = 2e-2  # scales count in table indices, tens of units wide where weights are fractions of one
     warm_up: int = 200  # steps until the full learning rate; the first gradients of a zero head are erratic
@@ -99,19 +105,24 @@ class VariableTrainer(Budgeted):
         self.config = config
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self.rates = (config.rate_linear, config.rate, config.rate_scales)
+        self.rates = (config.rate_linear, config.rate_transforms, config.rate, config.rate_scales)
         self.model: VariableVAE = VariableVAE(config.model).to(self.device)
         linear: list[Tensor] = [self.model.analysis.linear.weight, self.model.synthesis.linear.weight]
-        scales = [self.model.context.base, self.model.context.hyper_base]
+        context = self.model.context
+        scales = [context.base, context.hyper_base, context.reach, context.hyper_reach]
         chosen = {id(p) for p in linear + scales}
+        transforms = [*self.model.analysis.parameters(), *self.model.synthesis.parameters()]
+        paths = [p for p in transforms if id(p) not in chosen and p.requires_grad]
+        chosen |= {id(p) for p in transforms}
         others = [p for p in self.model.parameters() if id(p) not in chosen and p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": linear}, {"params": others}, {"params": scales}]
+        groups: list[dict[str, Any]] = [{"params": each} for each in (linear, paths, others, scales)]
         self.optimiser = torch.optim.Adam(groups, lr=config.rate, betas=(0.9, 0.98))
         saved = torch.load(checkpoint, map_location=self.device, weights_only=True) if checkpoint.exists() else None
         # a resumed run must not draw the crops of its first minutes again
         seed = config.seed + (saved["step"] if saved else 0)
+        sampler = StackSampler if config.model.reaches else CropSampler
         self.sampler: CropSampler | VolumeSampler = (
-            CropSampler(sources, config.crop[0], seed)
+            sampler(sources, config.crop[0], seed)
             if len(config.crop) == 2
             else VolumeSampler(sources, config.crop, seed)
         )
@@ -166,9 +177,15 @@ class VariableTrainer(Budgeted):
 
     def _advance(self, share: float) -> dict[str, float]:
         config = self.config
-        grey = self.sampler.batch(config.batch).to(self.device)
-        levels = torch.from_numpy(self.random.choice(self.levels, config.batch)).to(self.device)
-        bits, error = self.forward(grey, levels)
+        if isinstance(self.sampler, StackSampler):
+            grey, order = self._draw_stacks(self.sampler, config.batch // 3)
+        else:
+            grey, order = self.sampler.batch(config.batch), None
+        levels = torch.from_numpy(self.random.choice(self.levels, len(grey) if order is None else len(grey) // 3))
+        if order is not None:
+            levels = levels.repeat_interleave(3)
+        levels = levels.to(self.device)
+        bits, error = self.forward(grey.to(self.device), levels, order)
         loss, _ = rate_distortion(bits, error, self.model.steps(levels))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -178,8 +195,26 @@ class VariableTrainer(Budgeted):
         self.step += 1
         return {"loss": float(loss.detach())}
 
-    def forward(self, grey: Tensor, levels: Tensor, *, hard: bool = False) -> tuple[Tensor, Tensor]:
-        """Bits and squared error per voxel, each ``[B]``, of crops at levels; `hard` counts bits of the symbols."""
+    def _draw_stacks(self, sampler: StackSampler, size: int) -> tuple[Tensor, list[Turn]]:
+        """Crops one by one, and the order in which they are coded: the outer sections, then what lies between."""
+        stacks = sampler.stacks(size)
+        first = 3 * np.arange(size)
+        near = reach_of(stacks.distance, REACHES)
+        far = np.where(self.random.random(size) < ALONE, 0, reach_of(2 * stacks.distance, REACHES))
+        order = [
+            Turn(first, np.zeros(size, np.int64), first, first),
+            Turn(first + 2, far, first, first),
+            Turn(first + 1, near, first, first + 2),
+        ]
+        return stacks.grey.flatten(0, 1)[:, None], order
+
+    def forward(
+        self, grey: Tensor, levels: Tensor, order: Sequence[Turn] | None = None, *, hard: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Bits and squared error per voxel, each ``[B]``, of crops at levels; `hard` counts bits of the symbols.
+
+        Without an order every crop is coded alone.
+        """
         model = self.model
         half = self.config.bfloat16 and not hard
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
@@ -191,30 +226,56 @@ class VariableTrainer(Budgeted):
                 model.variance.lerp_(places.square().mean(axes), 0.002)
         gains = model.gains(levels)
         unit = gains.reshape(len(gains), 1, -1, *[1] * self.config.model.ndim)
-        coded = model.context(
-            places / unit, model.hyper_latents(places, levels), model.shifts(gains), model.powers(levels), hard=hard
-        )
+        coded = self._code(places, levels, gains, unit, order, hard=hard)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             decoded = model.decode(model.join(coded.values * unit), levels, gains)
         error = (decoded.float() - grey).square().flatten(1).mean(1)
         return coded.bits / grey[0].numel(), error
+
+    def _code(
+        self, places: Tensor, levels: Tensor, gains: Tensor, unit: Tensor, order: Sequence[Turn] | None, *, hard: bool
+    ) -> Coded:
+        """Latents as the decoder gets them and bits, of all crops."""
+        model = self.model
+        shifts, powers, steps = model.shifts(gains), model.powers(levels), places / unit
+        if order is None:
+            alone: Coded = model.context(steps, model.hyper_latents(places, levels), shifts, powers, hard=hard)
+            return alone
+        values = list(places)  # replaced turn by turn
+        bits = list(places.new_zeros(len(places)))
+        for turn in order:
+            at, reach = torch.from_numpy(turn.sections), torch.from_numpy(turn.reach)
+            # what is expected moves with the networks, not the networks with what is expected of them
+            known = [torch.stack([values[i] for i in refs]).detach() for refs in (turn.before, turn.after)]
+            expected = (known[0] + known[1]) * 0.5 * (reach > 0).reshape(-1, *[1] * (places.ndim - 1))
+            hyper = model.hyper_latents(places[at], levels[at], reach, expected * unit[at])
+            coded = model.context(steps[at], hyper, shifts[at], powers[at], reach, expected, hard=hard)
+            for i, value, cost in zip(turn.sections, coded.values, coded.bits, strict=True):
+                values[i], bits[i] = value, cost
+        return Coded(torch.stack(values), torch.stack(bits))
 
     @torch.inference_mode()
     def validate(self, crops: int = 8) -> dict[str, list[float]]:
         """Bits per voxel and PSNR on held-out crops at six levels of the band, no augmentation; no bfloat16."""
         cell = self.config.model.cell
         table: dict[str, list[float]] = {"step": [], "bpp": [], "psnr": [], "cost": []}
-        held_out = []
+        held_out: list[tuple[Tensor, list[Turn] | None]] = []
         for v in self.sampler.validation[:crops]:
-            fits = [min(n, 256) // c * c for n, c in zip(v.shape, cell, strict=True)]
+            fits = [min(n, 256) // c * c for n, c in zip(v.shape[-len(cell) :], cell, strict=True)]
             if not all(fits):  # thinner than a cell
                 continue
-            held_out.append(torch.from_numpy(np.ascontiguousarray(v[tuple(slice(n) for n in fits)]))[None, None])
+            inner: Any = (..., *(slice(n) for n in fits))
+            grey = torch.from_numpy(np.ascontiguousarray(v[inner]))
+            stack = v.ndim > len(cell)
+            held_out.append((grey[:, None], turns([len(v)], REACHES)) if stack else (grey[None, None], None))
         if not held_out:
             return {}
         chosen = self.levels[np.linspace(0, len(self.levels) - 1, 6).round().astype(int)]
         for level in chosen:
-            found = [self.forward(v.to(self.device), torch.full((1,), int(level)), hard=True) for v in held_out]
+            found = [
+                self.forward(v.to(self.device), torch.full((len(v),), int(level)), order, hard=True)
+                for v, order in held_out
+            ]
             table["step"].append(round(float(self.model.steps(torch.tensor([level]))), 2))
             table["bpp"].append(round(float(torch.cat([bits for bits, _ in found]).mean()), 4))
             mean = float(torch.cat([error for _, error in found]).mean())

@@ -11,6 +11,11 @@ so three network passes decode a grid of any size (Minnen et al. 2018, arXiv 180
 2103.15306, section 3.2; groups over a 2 x 2 lattice as in Li et al. 2023, arXiv 2302.14402, section 3.3). Weights and
 activations are whole numbers times powers of two while training already, so the exported networks compute what was
 trained, exactly, on any machine (`entropy.exact`).
+
+Sections may refer to others of their chunk: one that lies between two that are known has their mean as a first guess,
+and a network says of which channels it holds, and how much (hierarchical bidirectional prediction of video codecs,
+Schwarz et al. 2006, doi 10.1109/ICME.2006.262877, on latents in place of voxels). How far the references lie is the
+section's *reach*: 0 without any, else ``1 + log2`` of their distance.
 """
 
 from __future__ import annotations
@@ -38,6 +43,12 @@ FRACTION_SHIFT = 4
 """Means are told in 16ths of a quantiser step."""
 MEAN_SHIFT, MEAN_MAX = 6, 511
 """A mean is a whole number of 64ths of its channel's spread, at most 8 spreads."""
+GATE_SHIFT, GATE_MAX = 6, 127
+"""How much of its references' mean a latent is expected to have, in 64ths; 64 is all of it."""
+GATE_START = 0.4
+"""What a gate is before training: between what isotropic volumes want (0.8) and what sections 40 nm apart want (0)."""
+REACHES = 5
+"""Of a section with references 1, 2, 4 or at least 8 sections away, and 0 without."""
 SCALE_SHIFT, SCALE_MAX = 3, 63
 """A network moves the index of a scale by whole numbers; 1.0 are eight of them."""
 SPARSE = 0.35
@@ -66,6 +77,8 @@ class ContextConfig:
         Numbers that describe what is known around a cell.
     layers : int
         Residual layers behind the window.
+    reaches : int
+        How many reaches sections may have; 0 of models whose sections know nothing of each other.
     """
 
     ndim: int = 2
@@ -73,6 +86,7 @@ class ContextConfig:
     hyper: int = 24
     width: int = 128
     layers: int = 1
+    reaches: int = 0
 
     @property
     def places(self) -> list[tuple[int, ...]]:
@@ -97,7 +111,7 @@ class ContextConfig:
 
 
 class GroupNet(nn.Module):
-    """Features of what is known, a window of cells, residual layers; mean and scale of each place of a group."""
+    """Features of what is known, a window of cells, residual layers; mean, scale and gate of each place of a group."""
 
     def __init__(self, config: ContextConfig, known: int, places: int) -> None:
         super().__init__()
@@ -109,29 +123,39 @@ class GroupNet(nn.Module):
         self.window = nn.Parameter(torch.randn(w, w, *[3] * config.ndim) * (w * window) ** -0.5)
         self.window_bias = nn.Parameter(torch.zeros(w))
         self.level = nn.Parameter(torch.zeros(w, 3))
+        self.reach = nn.Parameter(torch.zeros(w, config.reaches))
         self.hidden = nn.ParameterList(torch.randn(w, w) * 0.5 * w**-0.5 for _ in range(config.layers))
         self.hidden_bias = nn.ParameterList(torch.zeros(w) for _ in range(config.layers))
-        self.out = nn.Parameter(torch.zeros(places * 2 * c, w))
-        self.out_bias = nn.Parameter(torch.zeros(places * 2 * c))
+        self.outputs = 3 if config.reaches else 2
+        self.out = nn.Parameter(torch.zeros(places * self.outputs * c, w))
+        bias = torch.zeros(places, self.outputs, c)
+        bias[:, 2:] = GATE_START
+        self.out_bias = nn.Parameter(bias.flatten())
 
     def level_bias(self, powers: Tensor) -> Tensor:
         """Bias of the window layer for the levels whose powers ``[B, 3]`` are given, ``[B, W]``."""
         return whole_bias(self.window_bias + powers @ self.level.T)
 
-    def forward(self, known: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
-        """Known numbers ``[B, K, *grid]`` in spreads; mean in spreads and shift of scale, ``[B, places, C, *grid]``."""
+    def forward(self, known: Tensor, powers: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Known numbers ``[B, K, *grid]`` in spreads, levels, reaches ``[B]``; mean in spreads, shift of scale, gate.
+
+        All of them ``[B, places, C, *grid]``; no gate where sections know nothing of each other.
+        """
         ndim = known.ndim - 2
         convolve = F.conv2d if ndim == 2 else F.conv3d
         one = (1,) * ndim
         h = activation(convolve(known, _as_kernel(whole_weight(self.embed), one), whole_bias(self.embed_bias)))
         sums = convolve(h, whole_weight(self.window), padding=1)
-        h = activation(sums + self.level_bias(powers).reshape(*sums.shape[:2], *one))
+        bias = self.level_bias(powers)
+        if self.outputs > 2:
+            bias = bias + whole_bias(self.reach.T)[reach]
+        h = activation(sums + bias.reshape(*sums.shape[:2], *one))
         for weight, bias in zip(self.hidden, self.hidden_bias, strict=True):
             h = activation(h + convolve(h, _as_kernel(whole_weight(weight), one), whole_bias(bias)))
         sums = convolve(h, _as_kernel(whole_weight(self.out), one), whole_bias(self.out_bias))
-        parts = sums.reshape(len(known), self.places, 2, -1, *known.shape[2:])
-        mean, scale = parts[:, :, 0], parts[:, :, 1]
-        return whole(mean, MEAN_SHIFT, MEAN_MAX), whole(scale, SCALE_SHIFT, SCALE_MAX)
+        parts = sums.reshape(len(known), self.places, self.outputs, -1, *known.shape[2:])
+        mean, scale = whole(parts[:, :, 0], MEAN_SHIFT, MEAN_MAX), whole(parts[:, :, 1], SCALE_SHIFT, SCALE_MAX)
+        return mean, scale, whole(parts[:, :, 2], GATE_SHIFT, GATE_MAX) if self.outputs > 2 else None
 
 
 class Coded(NamedTuple):
@@ -150,6 +174,8 @@ class Context(nn.Module):
         Index of a channel's scale as a polynomial of the level's coarseness.
     hyper_base : Parameter, shape (4, Z)
         Likewise of a hyper-latent's.
+    reach, hyper_reach : Parameter, shapes (reaches, C) and (reaches, Z)
+        What a section's reach adds to both.
     """
 
     first: Tensor
@@ -167,6 +193,8 @@ class Context(nn.Module):
         self.nets = nn.ModuleList(nets)
         self.base = nn.Parameter(torch.zeros(4, config.channels))
         self.hyper_base = nn.Parameter(torch.zeros(4, config.hyper))
+        self.reach = nn.Parameter(torch.zeros(config.reaches, config.channels))
+        self.hyper_reach = nn.Parameter(torch.zeros(config.reaches, config.hyper))
         scales = torch.arange(INDEX_MIN, N_SCALES + 1, dtype=torch.float64)
         first, further = thresholds(laplace_scale(scales))
         self.register_buffer("first", first.float(), persistent=False)
@@ -222,7 +250,17 @@ class Context(nn.Module):
         moved = torch.where(symbols == 0, mean - mean.detach(), 0.0)
         return (mean + symbols).detach() + share * (values - values.detach()) + moved
 
-    def forward(self, values: Tensor, hyper: Tensor, shift: Tensor, powers: Tensor, *, hard: bool) -> Coded:
+    def forward(
+        self,
+        values: Tensor,
+        hyper: Tensor,
+        shift: Tensor,
+        powers: Tensor,
+        reach: Tensor | None = None,
+        expected: Tensor | None = None,
+        *,
+        hard: bool,
+    ) -> Coded:
         """Quantise and count.
 
         Parameters
@@ -235,22 +273,32 @@ class Context(nn.Module):
             Whole numbers: a channel's spread is about ``2 ** (shift + 1)`` steps.
         powers : Tensor, shape (B, 3)
             Coarseness of the level, its square and its cube.
+        reach : Tensor, shape (B,), int64, optional
+            0 when not given.
+        expected : Tensor, shape of `values`, optional
+            Mean of the references' latents in steps, for sections that have some.
         hard : bool
             Whether bits are those of the symbols.
         """
         grid = (1,) * self.config.ndim
         full = torch.cat([torch.ones_like(powers[:, :1]), powers], 1)
-        index = _index(full @ self.hyper_base).reshape(*hyper.shape[:2], *grid).expand_as(hyper)
+        hyper_base, base = full @ self.hyper_base, full @ self.base
+        reach = torch.zeros(len(values), dtype=torch.int64, device=values.device) if reach is None else reach
+        if self.config.reaches:
+            hyper_base, base = hyper_base + self.hyper_reach[reach], base + self.reach[reach]
+        index = _index(hyper_base).reshape(*hyper.shape[:2], *grid).expand_as(hyper)
         symbols = torch.round(hyper).detach()
         total = self.bits(hyper, symbols, index, hard=hard).flatten(1).sum(1)
         through = hyper + (symbols - hyper).detach()
         known = [(through * 2.0**-3).clamp(-ACTIVATION_MAX / 32, ACTIVATION_MAX / 32)]
-        base = (full @ self.base).reshape(len(values), 1, -1, *grid)
+        base = base.reshape(len(values), 1, -1, *grid)
         unit = torch.exp2(shift + 1).reshape(len(values), 1, -1, *grid)
         out: list[Tensor] = [values] * len(self.config.places)
         for group, net in zip(self.config.groups, self.nets, strict=True):
-            mean, offset = net(torch.cat(known, 1), powers)
+            mean, offset, gate = net(torch.cat(known, 1), powers, reach)
             mean = whole(mean * unit, FRACTION_SHIFT, None)
+            if expected is not None and gate is not None:
+                mean = mean + whole(gate * expected[:, list(group)], FRACTION_SHIFT, None)
             index = _index(base + offset * 2.0**SCALE_SHIFT)
             residual = values[:, list(group)] - mean
             symbols = self.quantise(residual, index)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class VariableConfig:
         Hyper-latents of a cell, and the width of the network that finds them.
     context_width, context_layers : int
         Of the entropy model.
+    reaches : int
+        See `ContextConfig`; 0 where sections know nothing of each other, as volumes do.
     """
 
     arch: ArchConfig | Arch3dConfig
@@ -44,6 +46,7 @@ class VariableConfig:
     hyper_width: int = 96
     context_width: int = 128
     context_layers: int = 1
+    reaches: int = 0
 
     @property
     def ndim(self) -> int:
@@ -63,7 +66,8 @@ class VariableConfig:
     @property
     def context(self) -> ContextConfig:
         """Of the entropy model."""
-        return ContextConfig(self.ndim, self.arch.channels, self.hyper, self.context_width, self.context_layers)
+        width, layers = self.context_width, self.context_layers
+        return ContextConfig(self.ndim, self.arch.channels, self.hyper, width, layers, self.reaches)
 
     def steps(self) -> NDArray[np.float64]:
         """Quantiser step of each level in grey levels, shape (LEVELS,)."""
@@ -81,7 +85,10 @@ class VariableConfig:
 
 
 class HyperAnalysis(nn.Module):
-    """Hyper-latents of a cell from its latents in spreads: what the entropy model is told before anything else."""
+    """Hyper-latents of a cell from its latents in spreads: what the entropy model is told before anything else.
+
+    Of a section with references it also sees what they leave over, through the same first layer.
+    """
 
     def __init__(self, config: VariableConfig) -> None:
         super().__init__()
@@ -94,11 +101,15 @@ class HyperAnalysis(nn.Module):
             nn.LeakyReLU(0.1),
             conv(width, config.hyper, 1),
         )
+        self.left = conv(width, width, 1) if config.reaches else None
 
-    def forward(self, places: Tensor) -> Tensor:
-        """``[B, P * C, *grid]`` to ``[B, Z, *grid]``, unit 1."""
-        out: Tensor = self.net(places)
-        return out
+    def forward(self, places: Tensor, left: Tensor | None = None) -> Tensor:
+        """``[B, P * C, *grid]``, and what references leave over of it (0 without any), to ``[B, Z, *grid]``, unit 1."""
+        if self.left is None:
+            return cast(Tensor, self.net(places))
+        first = self.net[:2]
+        assert left is not None
+        return cast(Tensor, self.net[2:](first(places) + self.left(first(left))))
 
 
 class VariableVAE(nn.Module):
@@ -110,6 +121,8 @@ class VariableVAE(nn.Module):
         Natural log of a channel's step relative to its level's, as a polynomial of the level's coarseness.
     log_hyper : Parameter, shape (4, Z)
         Natural log of what a hyper-latent is multiplied with before it is rounded, likewise.
+    log_reach : Parameter, shape (reaches, Z)
+        What a section's reach adds to it.
     variance : buffer, shape (C,)
         Of a channel's latents in grey levels, a running mean.
     """
@@ -126,6 +139,7 @@ class VariableVAE(nn.Module):
         self.context = Context(config.context)
         self.log_step = nn.Parameter(torch.zeros(3, arch.channels))
         self.log_hyper = nn.Parameter(torch.zeros(4, config.hyper))
+        self.log_reach = nn.Parameter(torch.zeros(config.reaches, config.hyper))
         self.register_buffer("variance", torch.ones(arch.channels))
 
     @torch.no_grad()
@@ -192,22 +206,28 @@ class VariableVAE(nn.Module):
         spread = torch.sqrt(self.variance[None] / gains.detach() ** 2 + 1)
         return torch.round(torch.log2(spread) - 1).clamp(min=SPREAD_SHIFT_MIN)
 
-    def hyper_latents(self, places: Tensor, levels: Tensor) -> Tensor:
-        """Before rounding, ``[B, Z, *grid]``, from latents ``[B, P, C, *grid]`` in grey levels."""
-        raw = self.raw_hyper(places)
-        return raw * self.hyper_gains(levels).reshape(*raw.shape[:2], *[1] * self.config.ndim)
+    def hyper_latents(
+        self, places: Tensor, levels: Tensor, reach: Tensor | None = None, expected: Tensor | None = None
+    ) -> Tensor:
+        """Before rounding, ``[B, Z, *grid]``, from latents ``[B, P, C, *grid]`` in grey levels and those expected."""
+        raw = self.raw_hyper(places, reach, expected)
+        return raw * self.hyper_gains(levels, reach).reshape(*raw.shape[:2], *[1] * self.config.ndim)
 
-    def raw_hyper(self, places: Tensor) -> Tensor:
+    def raw_hyper(self, places: Tensor, reach: Tensor | None = None, expected: Tensor | None = None) -> Tensor:
         """Before a level's gain, ``[B, Z, *grid]``."""
         spread = torch.rsqrt(self.variance + 1)[None, None].reshape(1, 1, -1, *[1] * self.config.ndim)
-        raw: Tensor = self.hyper((places * spread).flatten(1, 2)).float()
+        left = torch.zeros_like(places)
+        if reach is not None and expected is not None:
+            left = (places - expected) * (reach > 0).reshape(-1, *[1] * (places.ndim - 1))
+        raw: Tensor = self.hyper((places * spread).flatten(1, 2), (left * spread).flatten(1, 2)).float()
         return raw
 
-    def hyper_gains(self, levels: Tensor) -> Tensor:
+    def hyper_gains(self, levels: Tensor, reach: Tensor | None = None) -> Tensor:
         """What hyper-latents are multiplied with, ``[B, Z]``."""
         powers = self.powers(levels)
         full = torch.cat([torch.ones_like(powers[:, :1]), powers], 1)
-        return torch.exp(full @ self.log_hyper)
+        log = full @ self.log_hyper
+        return torch.exp(log if reach is None or not self.config.reaches else log + self.log_reach[reach])
 
     def decode(self, latents: Tensor, levels: Tensor, gains: Tensor) -> Tensor:
         """Grey levels from dequantised latents ``[B, C, *grid]``."""
