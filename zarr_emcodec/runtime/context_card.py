@@ -8,8 +8,8 @@ Part of the card's JSON in, a checked `ContextCard` out. Under ``decoder``::
                  "reaches": kinds of sections by how far those lie that they refer to; 0 or absent: they refer to none}
 
 A place is a position in a lattice of period 2 on each axis; every place is in one group. Group i is coded with the
-network ``context-i.onnx``, given the hyper-latents and all groups before it. Where sections refer to others, what an encoder
-tells of a section depends on those that are known already: it has ``hyper.onnx`` beside ``encoder.onnx``.
+network ``context-i.onnx``, given the hyper-latents and all groups before it. What an encoder tells of a section that
+refers to others depends on those: it has ``hyper.onnx`` beside ``encoder.onnx``.
 """
 
 from __future__ import annotations
