@@ -260,11 +260,12 @@ class Sections:
         return values.reshape(*values.shape, *[1] * len(self.grid))
 
     def round_hyper(self, latents: NDArray[np.float32]) -> Symbols:
-        """Symbols (n, Z, \\*grid) of hyper-latents as an encoder gives them; 0 where none is stored."""
+        """Symbols (n, Z, \\*grid) of hyper-latents as an encoder gives them; 0 where none is stored.
+
+        As of latents, zero draws more than its half: most hyper-latents are worth less than their bits.
+        """
         gained = latents * self._spread(self.model.hyper_gain[self.levels] * self.model.reach_gain[self._reach])
-        symbols: Symbols = np.rint(gained).clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
-        symbols[self.hyper_table == 0] = 0
-        return symbols
+        return context_steps.quantise(gained, np.zeros_like(gained), self.hyper_table, *self.model.costs.thresholds)
 
     def walk(self, hyper: Symbols, decide: Decide) -> NDArray[np.float32]:
         """Go through the groups in order.

@@ -279,9 +279,11 @@ def hyper_latents(
     ndarray, shape (n, Z, \\*grid), float32
         Before a level's gain.
     """
-    known = references.reach > 0
-    left = np.zeros_like(places)
-    left[known] = places[known] - references.total[known] * (gain[known] * np.float32(0.5 / FRACTION))
+    if references.reach.any():  # those of a turn all have references, or none has
+        left = references.total * (gain * np.float32(-0.5 / FRACTION))
+        left += places
+    else:
+        left = np.zeros_like(places)
     grid = places.shape[3:]
     return inference.tell(
         model.model, places.reshape(len(places), -1, *grid), left.reshape(len(left), -1, *grid), options

@@ -287,7 +287,7 @@ class Context(nn.Module):
         if self.config.reaches:
             hyper_base, base = hyper_base + self.hyper_reach[reach], base + self.reach[reach]
         index = _index(hyper_base).reshape(*hyper.shape[:2], *grid).expand_as(hyper)
-        symbols = torch.round(hyper).detach()
+        symbols = self.quantise(hyper, index)
         total = self.bits(hyper, symbols, index, hard=hard).flatten(1).sum(1)
         through = hyper + (symbols - hyper).detach()
         known = [(through * 2.0**-3).clamp(-ACTIVATION_MAX / 32, ACTIVATION_MAX / 32)]
