@@ -7,7 +7,7 @@ larger chunks only (side information, escapes, many parts), frames from its publ
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,17 +19,20 @@ from tests.models import CONTEXT_FOLDER
 from tests.volumes import as_dtype, fibsem, padded
 from zarr_emcodec import options
 from zarr_emcodec._types import Buffer, Symbols
-from zarr_emcodec.codecs import VAESpec, context_decode, decode_many, encode_many
-from zarr_emcodec.codecs.context import ContextModel, Sections, context_model_of
-from zarr_emcodec.codecs.context_parts import join_part, split_part
+from zarr_emcodec.codecs import VAESpec, context_coding, context_decode, decode_many, encode_many
+from zarr_emcodec.codecs.context import ContextModel, References, Sections, context_model_of
+from zarr_emcodec.codecs.context_coding import Piece
+from zarr_emcodec.codecs.context_order import Turn
+from zarr_emcodec.codecs.context_parts import open_parts, write_parts
+from zarr_emcodec.codecs.context_walk import Walk, rows_of
 from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.opened import open_frame
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.frame import Kind, pack, unpack
 from zarr_emcodec.runtime import Options, find_model
 
-FLAT, DEEP = "tiny-context", "tiny-context3d"
-RATIO = {FLAT: 24, DEEP: 16}
+FLAT, DEEP, STACK = "tiny-context", "tiny-context3d", "tiny-stack"
+RATIO = {FLAT: 24, DEEP: 16, STACK: 32}
 
 Edit = Callable[[list[Symbols]], None]
 """Changes symbols in place: hyper-latents (n, Z, \\*grid), then those of each group (n, places, C, \\*grid)."""
@@ -64,36 +67,44 @@ class Walked:
         As in `Edit`.
     latents : ndarray, shape (n, P * C, \\*grid), float32
         In steps.
+    turns : list of Turn
+        As they were gone through.
     """
 
     def __init__(self, data: Buffer, **words: Any) -> None:
         settings = Options(**words)
         with options(model_path=CONTEXT_FOLDER):
             self.item = context_decode._open(open_frame(unpack(data), None, settings))
-        parts = self.item.parts
-        split = [split_part(part, len(self.item.model.card.groups) + 1) for part, _ in parts]
-        bounds = np.cumsum([0, *(count for _, count in parts)])
+        item, counts = self.item, [count for _, count in self.item.parts]
         self.symbols: list[Symbols] = []
+        self.turns: list[Turn] = []
+        reader = open_parts([part for part, _ in item.parts], counts, item.model, item.grid, settings)
 
-        def read(number: int, table: NDArray[np.uint8]) -> Symbols:
-            work = [
-                (streams[number], table[start:stop].reshape(-1))
-                for streams, start, stop in zip(split, bounds[:-1], bounds[1:], strict=True)
-            ]
-            decoded = coder.decode_many(work, self.item.model.tables, backend=settings.entropy_backend)
-            self.symbols.append(np.concatenate(decoded).reshape(table.shape).astype(np.int32))
-            return self.symbols[-1]
+        def code(turn: Turn, sections: Sections, references: References) -> NDArray[np.float32]:
+            self.turns.append(turn)
+            rows = rows_of(turn, counts)
 
-        sections = self.sections(settings)
-        hyper = read(0, sections.hyper_table)
-        self.latents = sections.walk(hyper, lambda number, mean, table: read(number + 1, table))
+            def take(number: int, table: NDArray[np.uint8]) -> Symbols:
+                found = reader.take(table, rows)
+                self._keep(number, turn, found)
+                return found
 
-    def sections(self, settings: Options, change: NDArray[np.int16] | None = None) -> Sections:
-        """Before the first group, perhaps with other side information."""
-        item = self.item
-        change = item.change if change is None else change
-        levels = np.full(item.n, item.opened.frame.setting, np.int64)
-        return Sections(item.model, levels, np.tile(change, (item.n, 1)), item.grid, item.extent, settings)
+            hyper = take(0, sections.hyper_table)
+            return sections.walk(hyper, lambda number, mean, table: take(number + 1, table))
+
+        self.latents = walk_of(item, item.change, counts, settings).run(code)
+        reader.finish()
+
+    def _keep(self, number: int, turn: Turn, found: Symbols) -> None:
+        if number == len(self.symbols):
+            self.symbols.append(np.zeros((self.item.n, *found.shape[1:]), np.int32))
+        self.symbols[number][turn.sections] = found
+
+
+def walk_of(item: context_decode._Item, change: NDArray[np.int16], counts: Sequence[int], settings: Options) -> Walk:
+    """A frame's sections in so many parts, perhaps with other side information."""
+    levels = np.full(item.n, item.opened.frame.setting, np.int64)
+    return Walk(item.model, levels, np.tile(change, (item.n, 1)), counts, item.grid, item.extent, settings)
 
 
 def symbols_of(data: Buffer, backend: coder.Backend | None = None) -> Symbols:
@@ -110,20 +121,21 @@ def recoded(
     if edit:
         edit(walked.symbols)
     change = item.change if change is None else change
-    coded: list[tuple[Symbols, NDArray[np.uint8]]] = []
-
-    def keep(number: int, table: NDArray[np.uint8]) -> Symbols:
-        coded.append((np.where(table > 0, walked.symbols[number], 0).astype(np.int32), table))
-        return coded[-1][0]
-
-    sections = walked.sections(Options(), change)
-    hyper = keep(0, sections.hyper_table)
-    sections.walk(hyper, lambda number, mean, table: keep(number + 1, table))
     starts = group_starts(item.n, n_parts or len(item.parts))
-    parts = []
-    for start, stop in zip(starts, [*starts[1:], item.n], strict=True):
-        work = [(symbols[start:stop].reshape(-1), table[start:stop].reshape(-1)) for symbols, table in coded]
-        parts.append(join_part(coder.encode_many(work, item.model.tables)))
+    counts = [stop - start for start, stop in zip(starts, [*starts[1:], item.n], strict=True)]
+    pieces: list[Piece] = []
+
+    def code(turn: Turn, sections: Sections, references: References) -> NDArray[np.float32]:
+        def keep(number: int, table: NDArray[np.uint8]) -> Symbols:
+            symbols = np.where(table > 0, walked.symbols[number][turn.sections], 0).astype(np.int32)
+            pieces.append(Piece(turn, symbols, table))
+            return symbols
+
+        hyper = keep(0, sections.hyper_table)
+        return sections.walk(hyper, lambda number, mean, table: keep(number + 1, table))
+
+    walk_of(item, change, counts, Options()).run(code)
+    parts = write_parts(context_coding._by_item(pieces, counts), item.model, Options())
     masks = frame.sections[:1] if frame.kind is Kind.MASKED else ()
     side = side_bytes(change) if change.any() else b""
     return pack(replace(frame, sections=(*masks, side, *parts)))
@@ -163,6 +175,7 @@ def frames() -> dict[str, bytes]:
     v = fibsem()
     flat, deep = encode(v[:3, :37, :53]), encode(v[:5, :21, :30], DEEP)
     many = encode(v[:6, :21, :30].reshape(3, 2, 21, 30), DEEP)
+    stack = encode(v[:5, :21, :40], STACK)
     return {
         "sections": flat,
         "2-D": encode(v[5, :37, :53]),
@@ -183,4 +196,14 @@ def frames() -> dict[str, bytes]:
         "volumes": many,
         "volume parts": recoded(many, n_parts=2),
         "volume masked": encode(holed(v[:4, :32, :64]), DEEP),
+        "stack": stack,
+        "stack 2-D": encode(v[5, :37, :40], STACK),
+        "stack of two": encode(v[:2, :20, :40], STACK),
+        "stack side": recoded(stack, change=some_change(STACK)),
+        "stack escapes": recoded(stack, edit=outliers),
+        "stack parts": recoded(stack, n_parts=2),
+        "stack coarse": encode(v[:6, :32, :48], STACK, ratio=200),
+        "stack float32": encode(as_dtype(v[:3, :20, :33], "float32"), STACK, window=(-0.5, 0.5)),
+        "stack 4-D": encode(v[:4, :20, :24].reshape(2, 2, 20, 24), STACK),
+        "stack masked": encode(holed(v[:3, :48, :64]), STACK),
     }

@@ -18,7 +18,7 @@ from tests.models import CONTEXT_FOLDER, make_context
 from zarr_emcodec.codecs.mask import unpack_mask
 from zarr_emcodec.frame import Kind, unpack
 
-SHAPES = {"tiny-context": make_context.FLAT, "tiny-context3d": make_context.DEEP}
+SHAPES = {"tiny-context": make_context.FLAT, "tiny-context3d": make_context.DEEP, "tiny-stack": make_context.STACK}
 Whole = NDArray[np.int64]
 
 
@@ -50,6 +50,7 @@ class Reference:
         self.grid = tuple(-(-voxels // s) for voxels, s in zip(self.extent, self.card["stride"], strict=True))
         self.hyper: int = self.card["context"]["hyper"]
         self.groups: list[list[list[int]]] = self.card["context"]["groups"]
+        self.reaches: int = self.card["context"].get("reaches", 0)
         self.channels = (self.card["channels"] - self.hyper) // 2**d
         self.change = [0] * (self.hyper + self.channels)
         if sections[0]:
@@ -63,48 +64,79 @@ class Reference:
         return np.concatenate(found)
 
     def _part(self, data: bytes, n: int) -> Whole:
+        if self.reaches:
+            return self._part_of_turns(data, n)
         lengths = []
         for _ in self.groups:
             length, data = varint(data)
             lengths.append(length)
         streams = []
         for length in lengths:
-            streams.append(data[:length])
+            streams.append(Stream(self.tables, data[:length]))
             data = data[length:]
-        streams.append(data)
-        hyper = np.zeros((n, self.hyper, *self.grid), np.int64)
-        tables = [self._table(z, 0) for _, z, *_ in np.ndindex(hyper.shape)]
-        self._fill(hyper, tables, streams[0])
+        streams.append(Stream(self.tables, data))
+        latents = self._turn(streams, [0] * n, None)
+        for stream in streams:
+            stream.finish()
+        return latents
+
+    def _part_of_turns(self, data: bytes, n: int) -> Whole:
+        stated, data = varint(data)
+        stream = Stream(self.tables, data)
+        found = np.zeros((n, 2 ** len(self.grid) * self.channels, *self.grid), np.int64)
+        for distance, sections in turns_of(n):
+            reach, total = 0, None
+            if distance:
+                reach = min(1 + distance.bit_length() - 1, self.reaches - 1)
+                behind = [p + distance if p + distance < n else p - distance for p in sections]
+                total = found[[p - distance for p in sections]] + found[behind]
+                total = np.clip(total, -(2**23), 2**23)
+            found[sections] = self._turn([stream] * (len(self.groups) + 1), [reach] * len(sections), total)
+        stream.finish()
+        assert stream.n_read == stated
+        return found
+
+    def _turn(self, streams: list[Stream], reach: list[int], total: Whole | None) -> Whole:
+        hyper = np.zeros((len(reach), self.hyper, *self.grid), np.int64)
+        for at in np.ndindex(hyper.shape):
+            hyper[at] = streams[0].next(self._table(at[1], 0, reach[at[0]]))
         known = np.clip(4 * hyper, -127, 127)
-        out = np.zeros((n, 0, *self.grid), np.int64)
+        out = np.zeros((len(reach), 0, *self.grid), np.int64)
         for number, group in enumerate(self.groups):
-            latents = self._group(number, group, known, streams[number + 1])
+            size = len(group) * self.channels
+            expected = None if total is None else total[:, out.shape[1] : out.shape[1] + size]
+            latents = self._group(number, group, known, reach, expected, streams[number + 1])
             out = np.concatenate([out, latents], 1)
             known = np.concatenate([known, self._as_known(latents)], 1)
         return out
 
-    def _group(self, number: int, group: list[list[int]], known: Whole, stream: bytes) -> Whole:
-        mean, change = network(self.network, number, self.level, known)
-        symbols = np.zeros((len(known), len(group), self.channels, *self.grid), np.int64)
-        tables = [
-            0 if self._is_padding(group[i], cell) else self._table(self.hyper + c, int(change[(piece, i, c, *cell)]))
-            for piece, i, c, *cell in np.ndindex(symbols.shape)
-        ]
-        self._fill(symbols, tables, stream)
-        latents = np.zeros_like(symbols)
-        for at in np.ndindex(symbols.shape):
-            b = int(self.tables["shift"][self.level, at[2]])
+    def _group(
+        self, number: int, group: list[list[int]], known: Whole, reach: list[int], total: Whole | None, stream: Stream
+    ) -> Whole:
+        mean, change, gate = network(self.network, number, self.level, known, reach)
+        latents = np.zeros((len(known), len(group), self.channels, *self.grid), np.int64)
+        for at in np.ndindex(latents.shape):
+            piece, i, c, *cell = at
+            padding = self._is_padding(group[i], cell)
+            table = 0 if padding else self._table(self.hyper + c, int(change[at]), reach[piece])
+            symbol = min(max(stream.next(table), -(2**15)), 2**15)
+            b = int(self.tables["shift"][self.level, c])
             sixteenths = int(np.floor(int(mean[at]) * 2.0 ** (b - 1) + 0.5))
-            latents[at] = 16 * min(max(int(symbols[at]), -(2**15)), 2**15) + sixteenths
+            if total is not None:
+                sixteenths += (int(gate[at]) * int(total[(piece, i * self.channels + c, *cell)]) + 64) >> 7
+                sixteenths = min(max(sixteenths, -(2**22)), 2**22)
+            latents[at] = 16 * symbol + sixteenths
         return latents.reshape(len(known), -1, *self.grid)
 
     def _is_padding(self, place: list[int], cell: list[int]) -> bool:
         axes = zip(place, cell, self.card["stride"], self.extent, strict=True)
         return any((2 * i + p) * s // 2 >= voxels for p, i, s, voxels in axes)
 
-    def _table(self, channel: int, moved: int) -> int:
+    def _table(self, channel: int, moved: int, reach: int) -> int:
         scales: int = self.card["context"]["scales"]
         e = int(self.tables["scale"][self.level, channel]) + self.change[channel] + moved
+        if self.reaches:
+            e += int(self.tables["reach"][reach, channel])
         return 1 + scales * int(self.tables["shape"][self.level, channel]) + min(e, scales) - 1 if e > 0 else 0
 
     def _as_known(self, latents: Whole) -> Whole:
@@ -114,53 +146,67 @@ class Reference:
             out[at] = min(max(int(np.floor(int(latents[at]) * 2.0**-b + 0.5)), -127), 127)
         return out
 
-    def _fill(self, values: Whole, tables: list[int], stream: bytes) -> None:
-        flat = values.reshape(-1)
-        places = [i for i, table in enumerate(tables) if table]
-        for i, symbol in zip(places, self._read([tables[i] for i in places], stream), strict=True):
-            flat[i] = symbol
 
-    def _read(self, tables: list[int], data: bytes) -> list[int]:
-        if not tables:
-            assert data == b""
-            return []
-        if data[0] == 16:
-            return self._read_fields(tables, int.from_bytes(data[1:], "little"))
-        lanes, n_escapes = 1 << (data[0] & 15), 0
+class Stream:
+    """Symbols one after the other; tables may follow from the symbols before.
+
+    Parameters
+    ----------
+    tables : mapping
+        Members of the model's ``tables.npz``.
+    data : bytes
+    """
+
+    def __init__(self, tables: dict[str, Any], data: bytes) -> None:
+        self.tables = tables
+        self.n_read = 0
+        self.is_empty, self.is_fields = not data, data[:1] == b"\x10"
+        self.bits = int.from_bytes(data[1:], "little")
+        self.lanes, self.escapes = 0, b""
+        self.states: list[int] = []
+        self.words: list[int] = []
+        if self.is_empty or self.is_fields:
+            return
+        self.lanes, n_escapes = 1 << (data[0] & 15), 0
         assert data[0] & 0b10110000 == 0
         has_escapes, data = data[0] & 64, data[1:]
         if has_escapes:
             n_escapes, data = varint(data)
-        escapes, data = data[len(data) - n_escapes :], data[: len(data) - n_escapes]
-        size = 4 if lanes > 1 or (len(data) > 4 and len(data) % 2 == 0) else 3 if len(data) > 4 else len(data)
-        states = [int.from_bytes(data[size * lane : size * (lane + 1)], "little") for lane in range(lanes)]
-        words = list(np.frombuffer(data[size * lanes :], "<u2").tolist())
-        out = []
-        for i, table in enumerate(tables):
-            column, states[i % lanes] = self._step(states[i % lanes], table)
-            if states[i % lanes] < 2**16 and (lanes > 1 or words):
-                states[i % lanes] = (states[i % lanes] << 16) + words.pop(0)
-            symbol = int(self.tables["lows"][table]) + column
-            if column == self.tables["sizes"][table] - 1:
-                number, escapes = varint(escapes)
-                low, high = int(self.tables["lows"][table]), symbol - 1
-                symbol = high + number // 2 + 1 if number % 2 == 0 else low - number // 2 - 1
-            out.append(symbol)
-        assert states == ([2**16] * lanes if lanes > 1 else [0])
-        assert not words
-        assert not escapes
-        return out
+        self.escapes, data = data[len(data) - n_escapes :], data[: len(data) - n_escapes]
+        size = 4 if self.lanes > 1 or (len(data) > 4 and len(data) % 2 == 0) else 3 if len(data) > 4 else len(data)
+        self.states = [int.from_bytes(data[size * lane : size * (lane + 1)], "little") for lane in range(self.lanes)]
+        self.words = np.frombuffer(data[size * self.lanes :], "<u2").tolist()
 
-    def _read_fields(self, tables: list[int], bits: int) -> list[int]:
-        out = []
-        for table in tables:
-            largest = int(self.tables["sizes"][table]) - 2
-            width = largest.bit_length()
-            assert bits % 2**width <= largest
-            out.append(int(self.tables["lows"][table]) + bits % 2**width)
-            bits >>= width
-        assert bits == 0
-        return out
+    def next(self, table: int) -> int:
+        """The next symbol; 0, and nothing is read, where the table is 0."""
+        if not table:
+            return 0
+        assert not self.is_empty
+        lane = self.n_read % max(self.lanes, 1)
+        self.n_read += 1
+        low, size = int(self.tables["lows"][table]), int(self.tables["sizes"][table])
+        if self.is_fields:
+            width = (size - 2).bit_length()
+            column = self.bits % (1 << width)
+            assert column <= size - 2
+            self.bits >>= width
+            return low + column
+        column, state = self._step(self.states[lane], table)
+        if state < 2**16 and (self.lanes > 1 or self.words):
+            state = (state << 16) + self.words.pop(0)
+        self.states[lane] = state
+        if column < size - 1:
+            return low + column
+        number, self.escapes = varint(self.escapes)
+        return low + size - 1 + number // 2 if number % 2 == 0 else low - number // 2 - 1
+
+    def finish(self) -> None:
+        """All that was there was read."""
+        assert self.is_empty == (not self.n_read)
+        assert self.states == ([2**16] * self.lanes if self.lanes > 1 else [0] * self.lanes)
+        assert not self.words
+        assert not self.escapes
+        assert not self.is_fields or self.bits == 0
 
     def _step(self, x: int, table: int) -> tuple[int, int]:
         precision = int(self.tables["precision"])
@@ -170,6 +216,18 @@ class Reference:
                 return column, share * (x >> precision) + slot - below
             below += share
         raise AssertionError(f"slot {slot} of table {table}")
+
+
+def turns_of(n: int) -> list[tuple[int, list[int]]]:
+    """Distance to references, 0 for none, and sections of each turn of a part of n."""
+    found = [(0, [0])]
+    distance = 1
+    while 2 * distance < n:
+        distance *= 2
+    while distance and n > 1:
+        found.append((distance, list(range(distance, n, 2 * distance))))
+        distance //= 2
+    return found
 
 
 def varint(data: bytes) -> tuple[int, bytes]:
@@ -182,14 +240,17 @@ def varint(data: bytes) -> tuple[int, bytes]:
     raise AssertionError("no end")
 
 
-def network(shape: make_context.Shape, number: int, level: int, known: Whole) -> tuple[Whole, Whole]:
-    """What the network of a group says, means and changes, each (n, places, C, \\*grid), from its weights."""
+def network(
+    shape: make_context.Shape, number: int, level: int, known: Whole, reach: list[int]
+) -> tuple[Whole, Whole, Whole]:
+    """What the network of a group says, means, changes and gates, each (n, places, C, \\*grid), from its weights."""
     window = list(itertools.product((-1, 0, 1), repeat=shape.ndim))
     rows, differ = (w.astype(np.int64) for w in make_context.rows(shape, number, window))
     places, grid = len(shape.groups[number]), known.shape[2:]
     mean = np.zeros((len(known), places, shape.channels, *grid), np.int64)
-    change = np.zeros_like(mean)
-    weight, bias = make_context.change_rows(shape, number)
+    change, gate = np.zeros_like(mean), np.zeros_like(mean)
+    weight, bias = (w.astype(np.int64) for w in make_context.change_rows(shape, number))
+    shares = [w.astype(np.int64) for w in make_context.gate_rows(shape, number)] if shape.reaches else []
     for piece, *cell in np.ndindex(len(known), *grid):
         seen = []
         for step in window:
@@ -198,7 +259,12 @@ def network(shape: make_context.Shape, number: int, level: int, known: Whole) ->
             seen.append(known[(piece, slice(None), *at)] if inside else np.zeros(known.shape[1], np.int64))
         around = np.concatenate(seen)
         here = (piece, slice(None), slice(None), *cell)
-        mean[here] = np.clip((rows @ around + 16) >> 5, -511, 511).reshape(places, -1)
-        sums = weight.astype(np.int64) @ np.clip(differ @ around, 0, 127) + bias[level].astype(np.int64)
-        change[here] = np.clip((sums + 16) >> 5, -63, 63).reshape(places, -1)
-    return mean, change
+        sums, differing = rows @ around, weight @ np.clip(differ @ around, 0, 127)
+        change[here] = np.clip((differing + bias[level] + 16) >> 5, -63, 63).reshape(places, -1)
+        if not shape.reaches:
+            mean[here] = np.clip((sums + 16) >> 5, -511, 511).reshape(places, -1)
+            continue
+        share, gates = (values[reach[piece]] for values in shares)
+        mean[here] = np.clip((sums * share + 1024) >> 11, -511, 511).reshape(places, -1)
+        gate[here] = np.clip(gates - ((differing + 16) >> 5), 0, 127).reshape(places, -1)
+    return mean, change, gate

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.codecs import context
-from tests.codecs.context import DEEP, FLAT, Walked, decode, encode, frames
+from tests.codecs.context import DEEP, FLAT, STACK, Walked, decode, encode, frames
 from tests.codecs.reference import Reference
 from tests.models import CONTEXT_FOLDER
 from tests.volumes import fibsem
@@ -24,10 +24,11 @@ from zarr_emcodec.errors import SpecError
 from zarr_emcodec.frame import unpack
 from zarr_emcodec.runtime import Options, embedded, find, find_model, register_embedded
 
-NAMES = {name: DEEP if name.startswith("volume") else FLAT for name in (
+NAMES = {name: DEEP if name.startswith("volume") else STACK if name.startswith("stack") else FLAT for name in (
     "sections", "2-D", "coarse", "side", "escapes", "parts", "uint16", "float32", "fortran", "5-D", "masked box",
     "masked bitmap", "volume", "volume 2-D", "volume side", "volume escapes", "volumes", "volume parts",
-    "volume masked",
+    "volume masked", "stack", "stack 2-D", "stack of two", "stack side", "stack escapes", "stack parts",
+    "stack coarse", "stack float32", "stack 4-D", "stack masked",
 )}  # fmt: skip
 BOTH = pytest.mark.parametrize("name", [FLAT, DEEP])
 
@@ -112,7 +113,7 @@ def test_frames_decode_alone_as_among_others() -> None:
             assert np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("masked box", "masked bitmap")])
+@pytest.mark.parametrize("name", [name for name in NAMES if "masked b" not in name and name != "stack masked"])
 def test_some_planes_are_those_of_the_whole(name: str) -> None:
     data = frames()[name]
     whole = decode(data)

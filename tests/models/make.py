@@ -268,6 +268,10 @@ def volumes() -> dict[str, bytes]:
     return with_card("tiny-vq3d", files, own, {"halo": [0, 0, 0], "price": 0.05}, [32, 32])
 
 
+ENCODERS = ("encoder", "hyper")
+"""How networks begin that a decoder has no use for."""
+
+
 def with_card(
     name: str,
     files: dict[str, bytes],
@@ -282,8 +286,8 @@ def with_card(
         "format": 1,
         "id": f"{name}@1",
         "codec": codec,
-        "decoder": {"files": {f: h for f, h in hashes.items() if not f.startswith("encoder")}, **decoder},
-        "encoder": {"files": {f: h for f, h in hashes.items() if f.startswith("encoder")}, **encoder},
+        "decoder": {"files": {f: h for f, h in hashes.items() if not f.startswith(ENCODERS)}, **decoder},
+        "encoder": {"files": {f: h for f, h in hashes.items() if f.startswith(ENCODERS)}, **encoder},
         "ratio_range": ratios,
         "training": {"data": "none"},
         "licence": "BSD-3-Clause",

@@ -1,12 +1,13 @@
 """Variable-rate models with a learned entropy model in a few kilobytes, whole and valid.
 
 Latents are block means and slopes; the mean of a place is predicted from the means of the nearest places that are
-known, its scale is moved by how much those differ. ``python -m tests.models.make_context FOLDER`` writes them; as with
-`make`, the folders in ``context`` were written so once, and their bytes stay. They have a folder of their own, since
-``model="auto"`` prefers such models where it finds them.
+known, its scale is moved by how much those differ. ``python -m tests.models.make_context FOLDER [NAME ...]`` writes
+them; as with `make`, the folders in ``context`` were written so once, and their bytes stay. They have a folder of their
+own, since ``model="auto"`` prefers such models where it finds them.
 
     tiny-context      places of 8 x 8 voxels, 2 hyper-latents, groups as a quadtree           20x to 200x
     tiny-context3d    places of 2 x 4 x 4 voxels, 1 hyper-latent, groups as ContextConfig's   10x to 200x
+    tiny-stack        as tiny-context, but sections are expected to be like their references  20x to 300x
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ SCALES = np.geomspace(0.08, 80.0, 24)
 STEPS = np.geomspace(2.0, 250.0, LEVELS)
 HYPER_DEVIATION = 25.0  # of a cell's mean, in grey levels
 WEIGHT_SHIFT = 5
+GATE_SHIFT = 6  # what references share out comes in 64ths
 FAR = 1 << 30  # the end of any axis
 Place = tuple[int, ...]
 
@@ -37,6 +39,9 @@ class Shape:
     """What fixes a model: a place's edges, how many of its axes have slopes, hyper-latents, groups, deviations.
 
     ``rates`` are bits of a place, coded and under fixed tables, at every ninth level, as they were measured once.
+    ``gates`` are 64ths of what references have that a channel is expected to have, by reach; none without reaches.
+    ``reach`` is what a reach adds to the index of a channel's scale, hyper-latents first, and ``reach_gain`` what it
+    multiplies hyper-latents with.
     """
 
     edges: tuple[int, ...]
@@ -45,6 +50,14 @@ class Shape:
     groups: tuple[tuple[Place, ...], ...]
     deviations: tuple[float, ...]
     rates: tuple[tuple[float, ...], tuple[float, ...]]
+    gates: tuple[tuple[int, ...], ...] = ()
+    reach: tuple[tuple[int, ...], ...] = ()
+    reach_gain: tuple[float, ...] = ()
+
+    @property
+    def reaches(self) -> int:
+        """Of the model's card."""
+        return len(self.gates)
 
     @property
     def ndim(self) -> int:
@@ -82,6 +95,13 @@ DEEP = Shape(
     (190.0, 20.0, 37.0, 37.0),
     ((25.0, 20.9, 17.0, 13.2, 9.0, 5.4, 2.4, 0.85), (25.9, 21.8, 17.8, 13.7, 9.5, 5.7, 3.0, 1.6)),
 )
+STACK = replace(
+    FLAT,
+    rates=((20.4, 17.7, 14.6, 11.8, 8.2, 5.5, 2.1, 0.5), FLAT.rates[1]),
+    gates=((0, 0, 0), (60, 52, 52), (56, 40, 40), (44, 20, 20)),
+    reach=((0, 0, 0, 0, 0), (-2, -2, -4, -3, -3), (-2, -2, -3, -2, -2), (0, 0, -1, -1, -1)),
+    reach_gain=(1.0, 0.5, 0.5, 1.0),
+)
 
 
 def nearest(place: Place, known: Sequence[Place]) -> list[tuple[int, Place]]:
@@ -97,29 +117,51 @@ def nearest(place: Place, known: Sequence[Place]) -> list[tuple[int, Place]]:
 
 
 def encoder(shape: Shape) -> bytes:
-    """``grey`` to hyper-latents and latents of each cell."""
+    """``grey`` to hyper-latents, unless `hyper` finds them, and latents of each cell."""
     from onnx import TensorProto
 
     graph, ndim = Graph(), shape.ndim
     graph.add("Sub", ["grey", graph.weight("middle", np.array(128, np.float32))], "centred")
     rows = basis(shape.edges, shape.slopes)[:, None]
     graph.add("Conv", ["centred", graph.weight("basis", rows)], "blocks", strides=list(shape.edges))
-    # the cell's mean in grey levels, then half of what its right half has more than its left one
-    summary = np.zeros((shape.hyper, shape.channels, *[2] * ndim), np.float32)
-    summary[0, 0] = 1
-    if shape.hyper > 1:
-        summary[1, 0, ..., 0], summary[1, 0, ..., 1] = -1, 1
-    summary /= 2**ndim * np.prod(shape.edges) ** 0.5
-    graph.add("Conv", ["blocks", graph.weight("summary", summary)], "hyper", strides=[2] * ndim)
+    parts = []
+    if not shape.reaches:
+        summary = graph.weight("summary", summaries(shape))
+        parts.append(graph.add("Conv", ["blocks", summary], "hyper", strides=[2] * ndim))
     graph.weight("ends", np.full(ndim, FAR))
     graph.weight("axes", np.arange(2, 2 + ndim))
     graph.weight("twos", np.full(ndim, 2))
-    parts = ["hyper"]
     for i, place in enumerate(shape.places):
         start = graph.weight(f"start{i}", np.array(place))
         parts.append(graph.add("Slice", ["blocks", start, "ends", "axes", "twos"], f"place{i}"))
     graph.add("Concat", parts, "latents", axis=1)
     return graph.to_bytes({"grey": (TensorProto.FLOAT, ndim + 2)}, {"latents": ndim + 2})
+
+
+def summaries(shape: Shape) -> Array:
+    """Weights of the blocks of a cell: its mean in grey levels, then half of what its right half has more."""
+    ndim = shape.ndim
+    summary = np.zeros((shape.hyper, shape.channels, *[2] * ndim), np.float32)
+    summary[0, 0] = 1
+    if shape.hyper > 1:
+        summary[1, 0, ..., 0], summary[1, 0, ..., 1] = -1, 1
+    return np.asarray(summary / (2**ndim * np.prod(shape.edges) ** 0.5), np.float32)
+
+
+def hyper(shape: Shape) -> bytes:
+    """``latents`` of each cell, and what references leave over (``left``, a little of it) to hyper-latents."""
+    from onnx import TensorProto
+
+    graph, ndim = Graph(), shape.ndim
+    summary = np.moveaxis(summaries(shape), 1, -1)
+    every = slice(None)
+    rows = np.stack([summary[(every, *place)] for place in shape.places], 1)  # type: ignore[arg-type]
+    rows = rows.reshape(shape.hyper, -1, *[1] * ndim)
+    for name, share in (("latents", 1.0), ("left", 0.125)):
+        graph.add("Conv", [name, graph.weight(f"{name}_rows", np.float32(share) * rows)], f"{name}_told")
+    graph.add("Add", ["latents_told", "left_told"], "hyper")
+    inputs = dict.fromkeys(("latents", "left"), (TensorProto.FLOAT, ndim + 2))
+    return graph.to_bytes(inputs, {"hyper": ndim + 2})
 
 
 def decoder(shape: Shape, gain: Array) -> bytes:
@@ -180,19 +222,25 @@ class Cells(Graph):
         ends = [self.weight(f"{name}_{end}", np.array(value, np.float32)) for end, value in bounds.items()]
         return self.add("Clip", [x, *ends], name)
 
-    def requantise(self, sums: str, bound: int, name: str) -> str:
-        """Divided by ``2 ** WEIGHT_SHIFT``, half up."""
-        half, unit = (np.array(n, np.float32) for n in (1 << WEIGHT_SHIFT >> 1, 2.0**-WEIGHT_SHIFT))
+    def of_reach(self, values: Array, name: str) -> str:
+        """What numbers (reaches, channels) say of each section's reach, over the grid."""
+        self.weight(f"{name}_values", values.reshape(*values.shape, *self.one).astype(np.float32))
+        return self.add("Gather", [f"{name}_values", "reach"], name, axis=0)
+
+    def requantise(self, sums: str, bound: int, name: str, shift: int = WEIGHT_SHIFT) -> str:
+        """Divided by ``2 ** shift``, half up."""
+        half, unit = (np.array(n, np.float32) for n in (1 << shift >> 1, 2.0**-shift))
         self.add("Add", [sums, self.weight(f"{name}_half", half)], f"{name}_raised")
         self.add("Mul", [f"{name}_raised", self.weight(f"{name}_unit", unit)], f"{name}_scaled")
         return self.clip(self.add("Floor", [f"{name}_scaled"], f"{name}_whole"), -bound, bound, name)
 
 
 def context(shape: Shape, number: int) -> bytes:
-    """``known`` and ``level`` to the ``context`` of a group: means of its places, changes of its scales.
+    """``known``, ``level`` and perhaps ``reach`` to the ``context`` of a group: means, changes of scales, gates.
 
     Whole numbers all through: the mean of a place is that of its nearest known neighbours (of the hyper-latents, for
     the first group), each change is how much the first and the last of these differ, less what depends on the level.
+    A gate is that of the reach, less where those neighbours differ; the mean gets what the gate leaves over.
     """
     from onnx import TensorProto
 
@@ -201,18 +249,36 @@ def context(shape: Shape, number: int) -> bytes:
     window = list(itertools.product((-1, 0, 1), repeat=ndim))
     mean, differ = rows(shape, number, window)
     views = graph.views("known", window)
-    means = graph.requantise(graph.matrix(views, mean, "mean"), 511, "means")
+    sums, shift = graph.matrix(views, mean, "mean"), WEIGHT_SHIFT
+    if shape.reaches:
+        share, gates = gate_rows(shape, number)
+        sums, shift = graph.add("Mul", [sums, graph.of_reach(share, "share")], "shared"), shift + GATE_SHIFT
+    kinds = [graph.requantise(sums, 511, "means", shift)]
     graph.clip(graph.matrix(views, differ, "differ"), 0, 127, "differences")
     weight, bias = change_rows(shape, number)
     sums = graph.matrix("differences", weight, "moved")
     graph.weight("bias", bias.reshape(*bias.shape, *graph.one))
     graph.add("Gather", ["bias", "level"], "bias_of_level", axis=0)
-    changes = graph.requantise(graph.add("Add", [sums, "bias_of_level"], "changes_sums"), 63, "changes")
-    graph.add("Concat", [means, changes], "by_kind", axis=1)
-    order = np.arange(2 * len(group) * channels).reshape(2, len(group), channels).transpose(1, 0, 2)
-    graph.add("Gather", ["by_kind", graph.weight("order", order.reshape(-1))], "context", axis=1)
+    kinds.append(graph.requantise(graph.add("Add", [sums, "bias_of_level"], "changes_sums"), 63, "changes"))
     inputs = {"known": (TensorProto.FLOAT, ndim + 2), "level": (TensorProto.INT64, 1)}
+    if shape.reaches:
+        less = graph.requantise(graph.matrix("differences", weight, "differing"), 127, "less")
+        graph.add("Sub", [graph.of_reach(gates, "gate"), less], "gates_left")
+        kinds.append(graph.clip("gates_left", 0, 127, "gates"))
+        inputs["reach"] = (TensorProto.INT64, 1)
+    graph.add("Concat", kinds, "by_kind", axis=1)
+    order = np.arange(len(kinds) * len(group) * channels).reshape(len(kinds), len(group), channels).transpose(1, 0, 2)
+    graph.add("Gather", ["by_kind", graph.weight("order", order.reshape(-1))], "context", axis=1)
     return graph.to_bytes(inputs, {"context": ndim + 2})
+
+
+def gate_rows(shape: Shape, number: int) -> tuple[Array, Array]:
+    """Of a group's means, in 64ths, and its gates, each (reaches, places * C), by reach."""
+    gates = np.tile(np.array(shape.gates), len(shape.groups[number]))
+    share = 64 - gates
+    if not number:  # hyper-latents are told in steps that differ from reach to reach
+        share = share / np.array(shape.reach_gain)[:, None]
+    return share, gates
 
 
 def rows(shape: Shape, number: int, window: Sequence[Place]) -> tuple[Array, Array]:
@@ -265,8 +331,13 @@ def tables(shape: Shape) -> dict[str, Array]:
     rate, static_rate = (
         np.exp(np.interp(np.arange(LEVELS), np.arange(0, LEVELS, 9), np.log(rates))) for rates in shape.rates
     )
+    further: dict[str, Array] = {}
+    if shape.reaches:
+        further["reach"] = np.array(shape.reach, np.int16)
+        further["reach_gain"] = np.tile(np.array(shape.reach_gain, np.float32)[:, None], shape.hyper)
     return {
         **build_tables(SCALES.tolist(), [1.0]).to_arrays(),
+        **further,
         "scale": scale.astype(np.int16),
         "shape": np.zeros(scale.shape, np.uint8),
         "shift": shift.astype(np.int8),
@@ -287,6 +358,8 @@ def model(name: str, shape: Shape, ratios: list[float]) -> dict[str, bytes]:
         **{f"context-{i}.onnx": context(shape, i) for i in range(len(shape.groups))},
         "tables.npz": npz(arrays),
     }
+    if shape.reaches:
+        files["hyper.onnx"] = hyper(shape)
     own = {
         "ndim": shape.ndim,
         "stride": [2 * n for n in shape.edges],
@@ -298,6 +371,7 @@ def model(name: str, shape: Shape, ratios: list[float]) -> dict[str, bytes]:
             "groups": [[list(place) for place in group] for group in shape.groups],
             "scales": len(SCALES),
             "halo": [1] * shape.ndim,
+            **({"reaches": shape.reaches} if shape.reaches else {}),
         },
     }
     return with_card(name, files, own, {"halo": [0] * shape.ndim}, ratios, codec="vae")
@@ -306,8 +380,10 @@ def model(name: str, shape: Shape, ratios: list[float]) -> dict[str, bytes]:
 MODELS: dict[str, Callable[[], dict[str, bytes]]] = {
     "tiny-context": lambda: model("tiny-context", FLAT, [20, 200]),
     "tiny-context3d": lambda: model("tiny-context3d", DEEP, [10, 200]),
+    "tiny-stack": lambda: model("tiny-stack", STACK, [20, 300]),
 }
 
 
 if __name__ == "__main__":
-    write(MODELS, Path(sys.argv[1]) if len(sys.argv) > 1 else CONTEXT_FOLDER)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else CONTEXT_FOLDER
+    write({name: make for name, make in MODELS.items() if not sys.argv[2:] or name in sys.argv[2:]}, folder)

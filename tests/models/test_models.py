@@ -24,6 +24,7 @@ def inputs_for(file: str, ndim: int) -> dict[str, NDArray[Any]]:
     return {
         "grey": 128 + 30 * image,
         "level": np.array([0, 40]),
+        "reach": np.array([0, 2]),
         "image": image,
         "decoded": image / 2,
         "top": top,
@@ -62,6 +63,7 @@ def test_what_is_stored_here_computes_what_make_writes(name: str) -> None:
             inputs = inputs_for(file, card.ndim)
             if card.context is not None:
                 inputs["symbols"] = of_channels(card.channels - card.context.hyper, card.ndim, 9)
+                inputs |= {"latents": 40 * inputs["symbols"], "left": 10 * inputs["symbols"][::-1]}
                 number = int(file[8]) if file.startswith("context") else 0
                 inputs["known"] = of_channels(card.context.known(number), card.ndim, 127)
             taken = {entry.name for entry in networks[0]._session.get_inputs()}
