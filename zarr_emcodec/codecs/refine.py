@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zarr_emcodec.codecs.context import FRACTION, ContextModel, Sections
-from zarr_emcodec.codecs.context_coding import ContextLatents, quantise_in_context
+from zarr_emcodec.codecs.context import FRACTION, ContextModel, References, Sections
+from zarr_emcodec.codecs.context_coding import ContextLatents, hyper_latents, quantise_in_context
+from zarr_emcodec.codecs.context_order import Turn, part_counts
+from zarr_emcodec.codecs.context_walk import Walk
 from zarr_emcodec.codecs.quantise import HALF_WIDTH, PRICE
 from zarr_emcodec.errors import MissingExtraError
 from zarr_emcodec.runtime import Options
@@ -62,12 +64,21 @@ def refine(item: ContextLatents, grey: NDArray[np.float32], level: int, effort: 
     model = item.model
     network = TorchNetwork(model.model.file("decoder.onnx"), "cpu", options.threads)
     latents = item.latents.copy()
-    with limited_threads(torch, options.threads):
-        for i in range(len(latents)):
+    grid, n = latents.shape[2:], len(latents)
+
+    def code(turn: Turn, sections: Sections, references: References) -> NDArray[np.float32]:
+        found = np.empty((len(turn.sections), len(model.card.places) * model.card.channels, *grid), np.float32)
+        for row, i in enumerate(turn.sections):
             one = slice(i, i + 1)
-            latents[one] = _Descent(torch, network, model, latents[one], grey[one], level, item.extent, options).run(
-                STEPS[effort]
-            )
+            known = References(references.reach[row : row + 1], references.total[row : row + 1])
+            descent = _Descent(torch, network, model, latents[one], known, grey[one], level, item.extent, options)
+            latents[one], found[row] = descent.run(STEPS[effort])
+        return found
+
+    change = np.zeros((n, model.card.hyper + model.card.channels), np.int16)
+    walk = Walk(model, np.full(n, level, np.int64), change, part_counts(n), grid, item.extent, options)
+    with limited_threads(torch, options.threads):
+        walk.run(code)
     item.latents = latents
 
 
@@ -80,26 +91,27 @@ class _Descent:
         network: Any,
         model: ContextModel,
         latents: NDArray[np.float32],
+        references: References,
         grey: NDArray[np.float32],
         level: int,
         extent: tuple[int, ...],
         options: Options,
     ) -> None:
         self.torch, self.network, self.model, self.options = torch, network, model, options
-        self.level, self.extent = level, extent
+        self.level, self.extent, self.references = level, extent, references
         card = model.card
         self.grid = latents.shape[2:]
         self.gain = model.gain[level].reshape(1, 1, -1, *[1] * len(self.grid))
-        self.hyper = latents[:, : card.hyper]
+        self.hyper = latents[:, : model.first_latent]
         shape = (1, len(card.places), card.channels, *self.grid)
-        self.values = latents[:, card.hyper :].reshape(shape) / self.gain
+        self.values = latents[:, model.first_latent :].reshape(shape) / self.gain
         self.inside: Any = (slice(None), *(slice(n) for n in extent))
         self.grey = torch.from_numpy(np.ascontiguousarray(grey[self.inside]))
         self.price = PRICE * float(np.median(model.gain[level])) ** 2  # squared grey levels for a bit
         self.random = np.random.default_rng(0)
 
-    def run(self, rounds: int) -> NDArray[np.float32]:
-        """The best latents found, (1, Z + P * C, \\*grid)."""
+    def run(self, rounds: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The best latents found, shaped as given, and what decoders get for them, (P * C, \\*grid) in steps."""
         state = self._predict(self.values)
         cost, slope = self._cost(state)
         share = _SHARE
@@ -114,8 +126,8 @@ class _Descent:
             else:
                 share *= 0.5
         values = (self.values * self.gain).reshape(1, -1, *self.grid)
-        out: NDArray[np.float32] = np.concatenate([self.hyper, values], 1)
-        return out
+        decoded = (state.mean + state.symbols).astype(np.float32)
+        return np.concatenate([self.hyper, values], 1), decoded.reshape(-1, *self.grid)
 
     def _moved(self, state: _State, slope: NDArray[np.float32], share: float) -> NDArray[np.float32] | None:
         """Values with a share of the moves that look worth it; None where there is none."""
@@ -133,7 +145,7 @@ class _Descent:
         chosen = (best != 0) & (self.random.random(best.shape) < share)
         if not chosen.any():
             return None
-        return np.where(chosen, state.mean + state.symbols + best, self.values)
+        return np.where(chosen, state.mean + state.symbols + best, self.values).astype(np.float32)
 
     def _predict(self, values: NDArray[np.float32]) -> _State:
         """What coding makes of values in steps."""
@@ -141,7 +153,8 @@ class _Descent:
         card = model.card
         change = np.zeros((1, card.hyper + card.channels), np.int16)
         levels = np.array([self.level], np.int64)
-        sections = Sections(model, levels, change, self.grid, self.extent, self.options)
+        known = self.references if card.reaches else None
+        sections = Sections(model, levels, change, self.grid, self.extent, self.options, known)
         bounds = np.cumsum([0, *map(len, card.groups)])
         found = []
 
@@ -151,7 +164,10 @@ class _Descent:
             found.append((mean * np.float32(1 / FRACTION), table, symbols))
             return symbols
 
-        sections.walk(sections.round_hyper(self.hyper), decide)
+        told = self.hyper
+        if card.reaches:  # as the encoder will find them for these values
+            told = hyper_latents(model, values * self.gain, self.references, self.gain, self.options)
+        sections.walk(sections.round_hyper(told), decide)
         return _State(*(np.concatenate(parts, 1) for parts in zip(*found, strict=True)))
 
     def _cost(self, state: _State) -> tuple[float, NDArray[np.float32]]:
