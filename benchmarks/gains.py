@@ -3,13 +3,13 @@
 
     pip install 'zarr_emcodec[cpu,bench,train]'
     python benchmarks/gains.py fib_medulla_64.tif --train FOLDER --record rd_fib_medulla_64.json \\
-        --ours vae-2d-fast vae-2d-best vae-2d-best:6 [--block 1 32 32] [--chunk 16 512 512]
+        --ours vae-2d-fast/1 vae-2d-fast vae-2d-best/1 vae-2d-best vae-2d-best:6 [--block 1 32 32] [--chunk 16 512 512]
 
 Rows: a block KLT fitted to the training volumes with one quantiser step and one Laplace scale a component (ideal code
-lengths, nothing for headers); each model given, ``name:effort`` with an effort of the encoder, over all stored bytes.
-Beside each the BD-rate (PSNR, 8x to 256x) to every reference that the record of `rd.py` holds, and to the KLT. For each
-model with a learned entropy model also what its context saves over fixed tables, as its tables tell from training
-volumes.
+lengths, nothing for headers); each model given, over all stored bytes: ``name:effort`` with an effort of the encoder,
+``name/1`` in chunks of one section, which then know nothing of each other. Beside each the BD-rate (PSNR, 8x to 256x)
+to every reference that the record of `rd.py` holds, and to the KLT. For each model with a learned entropy model also
+what its context saves over fixed tables, as its tables tell from training volumes.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("volume", type=Path, help="TIFF stack or .npy, (z, y, x), uint8")
     parser.add_argument("--train", type=Path, required=True, help="folder of the training volumes")
     parser.add_argument("--record", type=Path, required=True, help="of rd.py on the same volume, with references")
-    parser.add_argument("--ours", nargs="+", default=["vae-2d-best"], metavar="MODEL[:EFFORT]")
+    parser.add_argument("--ours", nargs="+", default=["vae-2d-best"], metavar="MODEL[:EFFORT][/SECTIONS]")
     parser.add_argument("--block", nargs=3, type=int, default=(1, 32, 32), metavar=("Z", "Y", "X"))
     parser.add_argument("--chunk", nargs=3, type=int, default=(16, 512, 512), metavar=("Z", "Y", "X"))
     parser.add_argument("--suffix", default="", help="of the record's name")
@@ -123,10 +123,12 @@ def main() -> None:
     }
     contexts = {}
     for words in args.ours:
-        name, _, effort = words.partition(":")
-        chunk = clip_chunk(args.chunk, volume.voxels.shape)
+        rest, _, sections = words.partition("/")
+        name, _, effort = rest.partition(":")
+        chunk = clip_chunk((int(sections), *args.chunk[1:]) if sections else args.chunk, volume.voxels.shape)
         curve = ours.sweep(volume, chunk, list(RATIOS), model=name, effort=int(effort or 0))
-        curves[words] = {"label": f"{name}, effort {effort}" if effort else name, **curve}
+        label = name + (f", effort {effort}" if effort else "") + (f", chunks of {sections}" if sections else "")
+        curves[words] = {"label": label, **curve}
         contexts[name] = saved_by_context(name)
         print(f"  {words}: measured", flush=True)
     chosen = {key: references[key] for key in figures.REFERENCES if key in references}
