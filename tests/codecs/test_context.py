@@ -30,7 +30,7 @@ NAMES = {name: DEEP if name.startswith("volume") else STACK if name.startswith("
     "volume masked", "stack", "stack 2-D", "stack of two", "stack side", "stack escapes", "stack parts",
     "stack coarse", "stack float32", "stack 4-D", "stack masked",
 )}  # fmt: skip
-BOTH = pytest.mark.parametrize("name", [FLAT, DEEP])
+EACH = pytest.mark.parametrize("name", [FLAT, DEEP, STACK])
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_pieces_threads_and_coders_change_nothing(name: str) -> None:
         assert np.array_equal(decode(data, **way), voxels), way
 
 
-@BOTH
+@EACH
 def test_encoding_in_pieces_gives_the_same_bytes(name: str) -> None:
     chunk = fibsem()[:6, :100, :90]
     codec = VAECodec(model=name, ratio=32)
@@ -152,7 +152,7 @@ def test_sections_of_a_part_that_is_not_wanted_are_not_read() -> None:
         assert [bytes(part) for part, _ in opened.parts] == [bytes(frame.sections[plane + 1])]
 
 
-@BOTH
+@EACH
 def test_padding_costs_nothing(name: str) -> None:
     model = context.model(name)
     cell = model.model.card.stride
@@ -166,7 +166,7 @@ def test_padding_costs_nothing(name: str) -> None:
             assert model.coded(place, extent) == counted
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("beyond", [1, 5, 8, 9, 16])
 def test_places_that_are_padding_hold_no_symbols(name: str, beyond: int) -> None:
     model = context.model(name)
@@ -186,18 +186,18 @@ def test_places_that_are_padding_hold_no_symbols(name: str, beyond: int) -> None
     assert psnr(chunk, decode(data)) > 18
 
 
-@BOTH
+@EACH
 def test_fixed_widths_are_refused(name: str) -> None:
     with pytest.raises(SpecError, match="nominal") as caught:
         VAESpec(model=name, ratio=32, mode="nominal")
     assert caught.value.name == "mode"
 
 
-@BOTH
+@EACH
 def test_a_decoder_that_came_with_its_dataset_is_enough(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = frames()["sections" if name == FLAT else "volume"]
+    data = frames()[{FLAT: "sections", DEEP: "volume", STACK: "stack"}[name]]
     expected = decode(data)
     installed = find_model(name)
     monkeypatch.setenv("ZARR_EMCODEC_CACHE", str(tmp_path))
@@ -212,7 +212,7 @@ def test_a_decoder_that_came_with_its_dataset_is_enough(
         assert np.array_equal(decode_many([data])[0], expected)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("ratio", [24, 100, 150])
 def test_the_ratio_is_met_closely(name: str, ratio: float) -> None:
     chunk = fibsem()

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.codecs.context import DEEP, FLAT, encode, model
+from tests.codecs.context import DEEP, FLAT, STACK, encode, model
 from tests.volumes import fibsem
 from zarr_emcodec import transform
 from zarr_emcodec.codecs import context_coding, inference, vae_encode
 from zarr_emcodec.codecs.context_coding import ContextLatents
 from zarr_emcodec.runtime import Options
 
-BOTH = pytest.mark.parametrize("name", [FLAT, DEEP])
+EACH = pytest.mark.parametrize("name", [FLAT, DEEP, STACK])
 
 
 def latents_of(chunk: NDArray[Any], name: str) -> ContextLatents:
@@ -34,7 +34,7 @@ def real_bytes(item: ContextLatents, level: int) -> int:
     return len(side) + sum(map(len, parts))
 
 
-@BOTH
+@EACH
 def test_a_part_tells_what_the_whole_costs(name: str) -> None:
     item = latents_of(fibsem(), name)
     found = item.part()
@@ -73,7 +73,7 @@ def test_sizes_that_are_known_are_told_again_and_joined() -> None:
     assert item.estimated_bytes(30, "entropy") > 1.2 * sizes[30]
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("ratio", [24, 100])
 def test_two_tries_are_enough(name: str, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []

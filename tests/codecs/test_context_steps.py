@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.codecs.context import DEEP, FLAT, decode, encode
+from tests.codecs.context import DEEP, FLAT, STACK, decode, encode
 from tests.volumes import fibsem
 from zarr_emcodec import options
 from zarr_emcodec.codecs import context_fast, context_steps
@@ -49,6 +50,35 @@ def test_means_and_tables_are_the_same(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_what_references_lead_to_expect_is_the_same(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    out = rng.integers(-127, 128, (N, PLACES, 3, CHANNELS, CELLS)).astype(np.float32)
+    gate = out[:, :, 2]  # not contiguous, as within a walk; nor are references
+    references = rng.integers(-(1 << 23), (1 << 23) + 1, (N, PLACES + 1, CHANNELS, CELLS)).astype(np.float32)[:, 1:]
+    start = rng.integers(-(1 << 24), (1 << 24) + 1, SHAPE).astype(np.float32)
+    # the ends of what there may be, and halves to be rounded
+    ends = list(itertools.product((-127, 0, 127), (-(1 << 23), 0, 1 << 23)))
+    gate[0, 0, 0, :9], references[0, 0, 0, :9] = np.array(ends, np.float32).T
+    start[0, 0, 0, :9] = 0
+    gate[0, 0, 1, :8] = 64
+    references[0, 0, 1, :8] = np.arange(-4, 4)
+    start[0, 0, 1, :8] = 5
+    start[1] = rng.integers(-500, 501, SHAPE[1:])
+    references[1] = rng.integers(-900, 901, SHAPE[1:])
+    results = []
+    for steps in (context_steps, context_fast):
+        mean = start.copy()
+        steps.expect(gate, references, mean)
+        results.append(mean)
+    whole = [array.astype(np.int64) for array in (gate, references, start)]
+    expected = np.clip(whole[2] + (whole[0] * whole[1] + 64) // 128, -(1 << 22), 1 << 22)
+    assert np.abs(expected).max() == 1 << 22
+    assert results[0][0, 0, 1, :8].tolist() == [3, 4, 4, 5, 5, 6, 6, 7]
+    for found in results:
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_symbols_are_the_same(seed: int) -> None:
     rng = np.random.default_rng(seed)
     table = rng.integers(0, TABLES.n_tables, SHAPE).astype(np.uint8)
@@ -87,7 +117,9 @@ def test_values_and_what_networks_are_told_are_the_same(is_last: bool) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(("model", "shape"), [(FLAT, (3, 75, 64)), (FLAT, (40, 9)), (DEEP, (9, 40, 33))])
+@pytest.mark.parametrize(
+    ("model", "shape"), [(FLAT, (3, 75, 64)), (FLAT, (40, 9)), (DEEP, (9, 40, 33)), (STACK, (9, 40, 33))]
+)
 @pytest.mark.parametrize("ratio", [20, 100])
 def test_frames_and_voxels_are_the_same(model: str, shape: tuple[int, ...], ratio: float) -> None:
     chunk = fibsem()[tuple(slice(n) for n in (1, *shape)[-3:])].reshape(shape)
