@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,26 @@ from zarr_emcodec.errors import ModelError
 from zarr_emcodec.runtime import parse_card
 from zarr_emcodec.runtime.model import Model, read_tables
 
-PLACE = CONTEXT_FOLDER / "tiny-context"
-ARRAYS = read_tables((PLACE / "tables.npz").read_bytes(), "tables")
+ARRAYS, OF_STACKS = (
+    read_tables((CONTEXT_FOLDER / name / "tables.npz").read_bytes(), "tables")
+    for name in ("tiny-context", "tiny-stack")
+)
 
 
 def model_with(**arrays: NDArray[Any] | None) -> ContextModel:
     """The small model with some members replaced, or left out."""
-    members = {name: values for name, values in {**ARRAYS, **arrays}.items() if values is not None}
+    return with_members("tiny-context", arrays)
+
+
+def with_members(place: str, arrays: Mapping[str, NDArray[Any] | None]) -> ContextModel:
+    """The same of any small model."""
+    own = ARRAYS if place == "tiny-context" else OF_STACKS
+    members = {name: values for name, values in {**own, **arrays}.items() if values is not None}
     stream = io.BytesIO()
     np.savez(stream, **members)  # type: ignore[arg-type]  # numpy's stub takes these for flags
-    files = {path.name: path.read_bytes() for path in PLACE.iterdir()} | {"tables.npz": stream.getvalue()}
+    files = {path.name: path.read_bytes() for path in (CONTEXT_FOLDER / place).iterdir()} | {
+        "tables.npz": stream.getvalue()
+    }
     card = json.loads(files["card.json"])
     card["decoder"]["files"]["tables.npz"] = hashlib.sha256(files["tables.npz"]).hexdigest()
     text = json.dumps(card).encode()
@@ -74,6 +85,37 @@ WRONG: list[tuple[str, NDArray[Any] | None]] = [
 def test_members_that_make_no_sense_are_refused_by_name(name: str, values: NDArray[Any] | None) -> None:
     with pytest.raises(ModelError, match=rf"\b{name}\b"):
         read_everything({name: values})
+
+
+WRONG_REACHES: list[tuple[str, NDArray[Any] | None]] = [
+    ("reach", None),
+    ("reach", OF_STACKS["reach"][1:]),
+    ("reach", OF_STACKS["reach"][:, 1:]),
+    ("reach", OF_STACKS["reach"].astype(np.int8)),
+    ("reach", np.full_like(OF_STACKS["reach"], 4097)),
+    ("reach", np.full_like(OF_STACKS["reach"], -32768)),
+    ("reach_gain", None),
+    ("reach_gain", OF_STACKS["reach_gain"][:, :1]),
+    ("reach_gain", OF_STACKS["reach_gain"].astype(np.float64)),
+    ("reach_gain", 0 * OF_STACKS["reach_gain"]),
+    ("reach_gain", np.nan * OF_STACKS["reach_gain"]),
+    ("hyper_gain", None),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), WRONG_REACHES, ids=lambda value: value if isinstance(value, str) else "")
+def test_members_by_reach_are_checked_too(name: str, values: NDArray[Any] | None) -> None:
+    assert with_members("tiny-stack", {}).reach.shape == (4, 5)
+    with pytest.raises(ModelError, match=rf"\b{name}\b"):
+        with_members("tiny-stack", {name: values})
+
+
+def test_models_without_reaches_have_one_that_changes_nothing() -> None:
+    model = model_with()
+    assert not model.reach.any()
+    assert (model.reach_gain == 1).all()
+    assert model.first_latent == model.card.hyper
+    assert with_members("tiny-stack", {}).first_latent == 0
 
 
 def test_what_is_stored_here_passes() -> None:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from zarr_emcodec.entropy import coder
-from zarr_emcodec.entropy.coder import Backend
+from zarr_emcodec.entropy.coder import Backend, Mode
 from zarr_emcodec.entropy.feed import Feed
 from zarr_emcodec.entropy.tables import build_tables
 from zarr_emcodec.errors import FrameError
@@ -83,3 +83,39 @@ def test_damage_ends_in_typed_errors_or_in_other_symbols(backend: Backend) -> No
     assert refused > len(data)  # every prefix, and most of the rest: the final states no longer fit
     with pytest.raises(FrameError):
         read(data, index[:-5], [20], backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["entropy", "nominal"])
+def test_tables_that_mean_other_numbers_of_symbols_are_refused(mode: Mode, backend: Backend) -> None:
+    index = np.tile(np.array([1, 0, 3], np.uint8), 40)
+    symbols = np.where(index > 0, 1, 0).astype(np.int32)
+    data = coder.encode(symbols, index, TABLES, mode=mode)
+    stated = int(np.count_nonzero(index))
+    feed = Feed(data, stated, TABLES, backend=backend)
+    feed.take(index[:90])
+    with pytest.raises(FrameError, match="fewer symbols than its tables mean") as caught:
+        feed.take(index[:60])
+    assert caught.value.field == "payload"
+    feed = Feed(data, stated, TABLES, backend=backend)
+    feed.take(index[:-3])
+    with pytest.raises(FrameError, match="more symbols than its tables mean") as caught:
+        feed.finish()
+    assert caught.value.field == "payload"
+    # where nothing is left to be said, tables that are 0 may follow
+    feed = Feed(data, stated, TABLES, backend=backend)
+    assert np.array_equal(feed.take(index), symbols)
+    assert not feed.take(np.zeros(7, np.uint8)).any()
+    feed.finish()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_stream_of_nothing(backend: Backend) -> None:
+    feed = Feed(b"", 0, TABLES, backend=backend)
+    assert feed.take(np.zeros(3, np.uint8)).tolist() == [0, 0, 0]
+    feed.finish()
+    with pytest.raises(FrameError, match="fewer symbols"):
+        feed.take(np.ones(1, np.uint8))
+    for data, stated in ((b"\0", 0), (b"", 1)):
+        with pytest.raises(FrameError):
+            Feed(data, stated, TABLES, backend=backend)

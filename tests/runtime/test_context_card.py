@@ -14,7 +14,8 @@ from zarr_emcodec.runtime import parse_card
 from zarr_emcodec.runtime.card import Card
 
 CARDS: dict[str, dict[str, Any]] = {
-    name: json.loads((CONTEXT_FOLDER / name / "card.json").read_text()) for name in ("tiny-context", "tiny-context3d")
+    name: json.loads((CONTEXT_FOLDER / name / "card.json").read_text())
+    for name in ("tiny-context", "tiny-context3d", "tiny-stack")
 }
 
 
@@ -51,6 +52,42 @@ def test_a_card_of_volumes() -> None:
     assert [len(group) for group in found.context.groups] == [1, 3, 4]
     assert (found.context.hyper, found.context.channels) == (1, 4)
     assert [found.context.known(group) for group in range(4)] == [1, 5, 17, 33]
+
+
+def test_a_card_of_sections_that_refer_to_one_another() -> None:
+    found = card("tiny-stack").context
+    assert found is not None
+    assert (found.reaches, found.outputs) == (4, 3)
+    for name in ("tiny-context", "tiny-context3d"):  # the key is absent
+        other = card(name).context
+        assert other is not None
+        assert (other.reaches, other.outputs) == (0, 2)
+    for reaches in (0, 2, 16):
+        other = card("tiny-stack", REACHES, reaches).context
+        assert other is not None
+        assert other.reaches == reaches
+    assert card("tiny-stack", REACHES, KeyError).context == card("tiny-stack", REACHES, 0).context
+    assert card("tiny-context3d", REACHES, 0).context == card("tiny-context3d").context
+
+
+def test_a_decoder_alone_needs_no_network_of_the_encoder() -> None:
+    assert card("tiny-stack", "encoder", KeyError).context == card("tiny-stack").context
+
+
+REACHES = "decoder/context/reaches"
+NO_REACHES: list[tuple[str, str, Any, str]] = [
+    *[("tiny-stack", REACHES, value, REACHES) for value in (1, -1, 17, True, 2.0, "4", None)],
+    *[("tiny-context3d", REACHES, value, REACHES) for value in (1, 2, 4, -1)],
+    ("tiny-context", REACHES, 4, "encoder/files"),
+    ("tiny-stack", "encoder/files", {"encoder.onnx": "0" * 64}, "encoder/files"),
+    ("tiny-stack", "encoder/files", [], "encoder/files"),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "value", "named"), NO_REACHES, ids=str)
+def test_reaches_that_make_no_sense_are_refused_by_name(name: str, path: str, value: Any, named: str) -> None:
+    with pytest.raises(ModelError, match=rf"card: {named.replace('/', '.')} (is|maps) "):
+        card(name, path, value)
 
 
 def test_without_an_entropy_model_it_is_a_card_of_fixed_tables() -> None:
