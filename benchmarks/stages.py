@@ -27,7 +27,7 @@ STAGES = {
     # of a learned entropy model: what is done to latents between its networks and the coder
     "symbols": (
         "zarr_emcodec.codecs.context_coding:encode_sections",
-        "zarr_emcodec.codecs.context_coding:correct_by_parts",
+        "zarr_emcodec.codecs.context_probe:probe",
         "zarr_emcodec.codecs.context_coding:decode_parts",
     ),
     "network": ("zarr_emcodec.runtime.model:Model.run",),

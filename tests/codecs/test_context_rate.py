@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.codecs.context import DEEP, FLAT, STACK, encode, model
 from tests.volumes import fibsem
 from zarr_emcodec import transform
-from zarr_emcodec.codecs import context_coding, inference, vae_encode
+from zarr_emcodec.codecs import context_coding, context_probe, inference, vae_encode
 from zarr_emcodec.codecs.context_coding import ContextLatents
 from zarr_emcodec.runtime import Options
 
@@ -42,7 +42,7 @@ def test_a_part_tells_what_the_whole_costs(name: str) -> None:
     assert found[0].size <= 0.26 * item.latents.size
     for level in (10, 30):
         item.correct(level, 1e-3)  # whatever was guessed before
-        context_coding.correct_by_parts([item], [level], Options())
+        context_probe.probe([item], [level], Options())
         assert item.estimated_bytes(level, "entropy") == pytest.approx(real_bytes(item, level), rel=0.05)
 
 
@@ -52,10 +52,10 @@ def test_chunks_are_corrected_together_as_alone() -> None:
     together = [latents_of(volume[tuple(map(slice, shape))], FLAT) for shape in shapes]
     assert [item.part() is None for item in together] == [False, False, False, True]
     levels = [20, 25, 30, 20]
-    context_coding.correct_by_parts(together, levels, Options())
+    context_probe.probe(together, levels, Options())
     for shape, item, level in zip(shapes, together, levels, strict=True):
         alone = latents_of(volume[tuple(map(slice, shape))], FLAT)
-        context_coding.correct_by_parts([alone], [level], Options())
+        context_probe.probe([alone], [level], Options())
         assert alone.estimated_bytes(level, "entropy") == item.estimated_bytes(level, "entropy")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,11 @@ class ContextLatents:
         Of the model that made them.
     extent : tuple of int
         Voxels of a section or volume along each axis.
+
+    Attributes
+    ----------
+    silent : frozenset of int
+        Reaches of the sections that are coded without hyper-latents.
     """
 
     def __init__(self, latents: NDArray[np.float32], model: ContextModel, extent: Shape) -> None:
@@ -64,6 +69,7 @@ class ContextLatents:
         self._sample = np.ascontiguousarray(picked.T)
         self._n_places = n * places_of(model, extent)
         self._guess = self._first_shift()
+        self.silent: frozenset[int] = frozenset()
         self._shifts: dict[int, float] = {}
         self._measured = latents
 
@@ -91,7 +97,10 @@ class ContextLatents:
         """Nothing more is known before a level is tried."""
 
     def part(self) -> tuple[NDArray[np.float32], Shape] | None:
-        """Latents of about a quarter of the chunk with the extent they stand for; None of what is small already."""
+        """Latents of about a quarter of the chunk with the extent they stand for; None of what is small already.
+
+        Sections that refer to one another are not separated.
+        """
         n, grid = len(self.latents), self.latents.shape[2:]
         if n >= 2 * _FEWEST and not self.model.card.reaches:
             few = max(n // _SHARE, _FEWEST)
@@ -142,33 +151,15 @@ def places_of(model: ContextModel, extent: Shape) -> int:
     return sum(math.prod(model.coded(place, extent)) for place in model.card.places)
 
 
-def correct_by_parts(items: Sequence[ContextLatents], levels: Sequence[int], options: Options) -> None:
-    """Correct the estimate of each item, near its level, by what the networks make of a part of it.
-
-    A part costs a quarter of a try, and mostly saves one.
-    """
-    groups: dict[tuple[Shape, Shape], list[tuple[ContextLatents, int, NDArray[np.float32]]]] = {}
-    for item, level in zip(items, levels, strict=True):
-        if found := item.part():
-            groups.setdefault((found[0].shape[2:], found[1]), []).append((item, level, found[0]))
-    for (_, extent), group in groups.items():
-        model = group[0][0].model
-        latents = [part for _, _, part in group]
-        counts = [part_counts(len(part)) for part in latents]
-        pieces = code_sections(model, latents, [level for _, level, _ in group], counts, extent, options)
-        for (item, level, part), mine in zip(group, _by_item(pieces, [len(part) for part in latents]), strict=True):
-            bits = coder.cost_bits(mine, model.tables, backend=options.entropy_backend)
-            item.correct(level, bits / (len(part) * places_of(model, extent)))
-
-
 def encode_sections(
     items: Sequence[ContextLatents], levels: Sequence[int], options: Options
 ) -> list[tuple[bytes, list[bytes]]]:
     """Side information and parts of each item at its level; items share a model and a grid."""
     model = items[0].model
     counts = [item.parts(item.estimated_bytes(level, "entropy")) for item, level in zip(items, levels, strict=True)]
-    pieces = code_sections(model, [item.latents for item in items], levels, counts, items[0].extent, options)
-    flat = _by_item(pieces, [count for mine in counts for count in mine])
+    latents, silent = [item.latents for item in items], [item.silent for item in items]
+    coded = code_sections(model, latents, levels, counts, items[0].extent, options, silent)
+    flat = by_run(coded.pieces, [count for mine in counts for count in mine])
     parts = iter(context_parts.write_parts(flat, model, options))
     return [(b"", [next(parts) for _ in mine]) for mine in counts]
 
@@ -181,7 +172,14 @@ class Piece(NamedTuple):
     table: NDArray[np.uint8]
 
 
-def _by_item(pieces: Sequence[Piece], counts: Sequence[int]) -> list[list[tuple[Symbols, NDArray[np.uint8]]]]:
+class Coded(NamedTuple):
+    """Sections as they will be stored, and their latents in steps as decoders get them, (n, P * C, \\*grid)."""
+
+    pieces: list[Piece]
+    values: NDArray[np.float32]
+
+
+def by_run(pieces: Sequence[Piece], counts: Sequence[int]) -> list[list[tuple[Symbols, NDArray[np.uint8]]]]:
     """Symbols and tables of runs of so many sections each, flat, in coding order."""
     runs = [rows_of(piece.turn, counts) for piece in pieces]
     return [
@@ -201,7 +199,8 @@ def code_sections(
     counts: Sequence[Sequence[int]],
     extent: Shape,
     options: Options,
-) -> list[Piece]:
+    silent: Sequence[Collection[int]] | None = None,
+) -> Coded:
     """Symbols and tables of hyper-latents and of each group, turn by turn; all latents one after the other.
 
     Parameters
@@ -216,10 +215,12 @@ def code_sections(
     extent : tuple of int
         Voxels of a section or volume along each axis.
     options : Options
+    silent : sequence of collection of int, optional
+        Reaches of the sections whose hyper-latents are left out, for each of `latents`.
 
     Returns
     -------
-    list of Piece
+    Coded
     """
     card = model.card
     joined = latents[0] if len(latents) == 1 else np.concatenate(latents)
@@ -229,6 +230,11 @@ def code_sections(
     places = joined[:, model.first_latent :].reshape(len(each), -1, card.channels, *grid)
     bounds = np.cumsum([0, *map(len, card.groups)])
     pieces: list[Piece] = []
+    lengths = [len(mine) for mine in latents]
+    mute = np.zeros((len(latents), max(card.reaches, 1)), bool)
+    for row, reaches in zip(mute, silent or (), strict=False):
+        row[list(reaches)] = True
+    owner = np.repeat(np.arange(len(latents)), lengths)
 
     def code(turn: Turn, sections: Sections, references: References) -> NDArray[np.float32]:
         mine = places[turn.sections] if len(turn.sections) < len(places) else places
@@ -246,12 +252,13 @@ def code_sections(
             return symbols
 
         hyper = sections.round_hyper(told)
+        hyper[mute[owner[turn.sections], turn.reach]] = 0
         pieces.append(Piece(turn, hyper, sections.hyper_table))
         return sections.walk(hyper, decide)
 
     flat = [count for mine in counts for count in mine]
-    Walk(model, each, change, flat, grid, extent, options).run(code)
-    return pieces
+    values = Walk(model, each, change, flat, grid, extent, options).run(code)
+    return Coded(pieces, values)
 
 
 def hyper_latents(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zarr_emcodec import transform
-from zarr_emcodec.codecs import context_coding, inference
+from zarr_emcodec.codecs import context_coding, context_probe, inference
 from zarr_emcodec.codecs.context import context_model_of
 from zarr_emcodec.codecs.context_coding import ContextLatents
 from zarr_emcodec.codecs.job import LOSSLESS_FROM, ChunkJob
@@ -120,11 +120,10 @@ def _analyse(jobs: Sequence[VAEJob], options: Options) -> None:
 
 
 def _probe(jobs: Sequence[VAEJob], options: Options) -> None:
-    """Correct the first guess of what a level costs, where networks decide it."""
-    found = [(job, job.latents) for job in jobs if job.spec.ratio is not None]
-    learned = [(job, latents) for job, latents in found if isinstance(latents, ContextLatents)]
-    levels = [job.level_for_ratio() for job, _ in learned]
-    context_coding.correct_by_parts([latents for _, latents in learned], levels, options)
+    """Try a part of each chunk, where networks decide what it costs."""
+    learned = [(job, job.latents) for job in jobs if isinstance(job.latents, ContextLatents)]
+    levels = [job.level_for_ratio() if job.spec.ratio is not None else job.level_for_guard() for job, _ in learned]
+    context_probe.probe([latents for _, latents in learned], levels, options)
 
 
 def _settle(jobs: Sequence[VAEJob], options: Options) -> None:

@@ -219,7 +219,8 @@ def _costs(
     """Bits of each channel's symbols under each shape and change of scale, shape (Z + C, shapes, changes)."""
     card = model.card
     cost = np.zeros((card.hyper + card.channels, len(SHAPES), len(_CHANGES)))
-    for piece in code_sections(model, [latents], [level], [part_counts(len(latents))], extent, current()):
+    coded = code_sections(model, [latents], [level], [part_counts(len(latents))], extent, current())
+    for piece in coded.pieces:
         told = piece.symbols.ndim == latents.ndim  # hyper-latents have no places
         rows, axis = (slice(0, card.hyper), 1) if told else (slice(card.hyper, None), 2)
         symbols = np.moveaxis(piece.symbols, axis, 0).reshape(piece.symbols.shape[axis], -1)

@@ -55,6 +55,8 @@ SPARSE = 0.35
 """Laplace scale in steps below which symbols are counted as they are; see `Context.bits`."""
 THRESHOLD_WINDOW = 0.2
 """Steps to either side of a quantiser's threshold over which the price of passing it is spread."""
+SILENT = 0.25
+"""Share of samples without hyper-latents: encoders leave them out where they are worth less than their bits."""
 INDEX_MIN = -4
 """Least index that is counted with; from 0 down a decoder takes the symbol for zero and reads nothing."""
 SCALE_FIRST, SCALE_RATIO, N_SCALES = 0.08, (420.0 / 0.08) ** (1 / 59), 60
@@ -287,9 +289,12 @@ class Context(nn.Module):
         if self.config.reaches:
             hyper_base, base = hyper_base + self.hyper_reach[reach], base + self.reach[reach]
         index = _index(hyper_base).reshape(*hyper.shape[:2], *grid).expand_as(hyper)
+        if not hard:
+            hyper = hyper * (torch.rand(len(hyper), device=hyper.device) > SILENT).reshape(-1, 1, *grid)
         symbols = self.quantise(hyper, index)
         total = self.bits(hyper, symbols, index, hard=hard).flatten(1).sum(1)
-        through = hyper + (symbols - hyper).detach()
+        # as of latents: a hyper-latent far below its threshold changes nothing, and must not grow for what it would say
+        through = self.through(hyper, torch.zeros_like(hyper), symbols, index)
         known = [(through * 2.0**-3).clamp(-ACTIVATION_MAX / 32, ACTIVATION_MAX / 32)]
         base = base.reshape(len(values), 1, -1, *grid)
         unit = torch.exp2(shift + 1).reshape(len(values), 1, -1, *grid)

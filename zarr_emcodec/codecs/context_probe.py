@@ -1,0 +1,113 @@
+"""What an encoder tries on a part of each chunk before it looks for the level: costs, and what is worth telling.
+
+Latents of chunks with a first guess of their level in; out, a better guess of their rates, and the reaches at which
+sections do without hyper-latents. Networks learn to use those wherever they help on the average; in tissue that is like
+the rest of its chunk, or far from what was trained on, they may cost more than they save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zarr_emcodec._types import Shape
+from zarr_emcodec.codecs.context import ContextModel
+from zarr_emcodec.codecs.context_coding import Coded, ContextLatents, by_run, code_sections, places_of
+from zarr_emcodec.codecs.context_order import part_counts
+from zarr_emcodec.codecs.quantise import PRICE
+from zarr_emcodec.entropy import coder
+from zarr_emcodec.runtime import Options
+
+
+_OF_LATENTS = 1 / 3  # of a change of their squared error that reaches voxels: decoders were seen to pass 0.2 to 0.5 of it
+
+
+class _Probe(NamedTuple):
+    item: ContextLatents
+    level: int
+    latents: NDArray[np.float32]
+    extent: Shape
+
+
+class _Cost(NamedTuple):
+    bits: float
+    squared_error: float  # of latents, in grey levels
+
+    def at(self, price: float) -> float:
+        return _OF_LATENTS * self.squared_error + price * self.bits
+
+
+def probe(items: Sequence[ContextLatents], levels: Sequence[int], options: Options) -> None:
+    """Correct the estimate of each item, near its level, and decide which of its sections have hyper-latents.
+
+    Parameters
+    ----------
+    items : sequence of ContextLatents
+        Changed; of one model.
+    levels : sequence of int
+        Where each of them will probably be coded.
+    options : Options
+    """
+    groups: dict[tuple[Shape, Shape], list[_Probe]] = {}
+    for item, level in zip(items, levels, strict=True):
+        latents, extent = item.part() or (item.latents, item.extent)
+        groups.setdefault((latents.shape[2:], extent), []).append(_Probe(item, level, latents, extent))
+    for group in groups.values():
+        model = group[0].item.model
+        told, mute = (_costs(model, group, silent, options) for silent in (False, True))
+        for one, with_hyper, without in zip(group, told, mute, strict=True):
+            price = PRICE * float(np.median(model.gain[one.level])) ** 2  # squared grey levels for a bit
+            silent = [reach for reach in without if without[reach].at(price) < with_hyper[reach].at(price)]
+            one.item.silent = frozenset(silent)
+            chosen = {**with_hyper, **{reach: without[reach] for reach in silent}}
+            bits = sum(cost.bits for cost in chosen.values())
+            one.item.correct(one.level, bits / (len(one.latents) * places_of(model, one.extent)))
+
+
+def _costs(model: ContextModel, group: Sequence[_Probe], silent: bool, options: Options) -> list[dict[int, _Cost]]:
+    """By reach, what the sections of each probe cost."""
+    every = range(max(model.card.reaches, 1))
+    latents = [one.latents for one in group]
+    coded = code_sections(
+        model,
+        latents,
+        [one.level for one in group],
+        [part_counts(len(part)) for part in latents],
+        group[0].extent,
+        options,
+        [every if silent else ()] * len(group),
+    )
+    lengths = [len(part) for part in latents]
+    starts = np.cumsum([0, *lengths[:-1]])
+    errors = [
+        np.square(coded.values[start : start + len(part)] * _gain(model, one) - part[:, model.first_latent :])
+        .reshape(len(part), -1)
+        .sum(1)
+        for one, part, start in zip(group, latents, starts, strict=True)
+    ]
+    return [_by_reach(model, coded, lengths, i, errors[i], options) for i in range(len(group))]
+
+
+def _gain(model: ContextModel, one: _Probe) -> NDArray[np.float32]:
+    gain = np.tile(model.gain[one.level], len(model.card.places))
+    return gain.reshape(-1, *[1] * (one.latents.ndim - 2))
+
+
+def _by_reach(
+    model: ContextModel, coded: Coded, lengths: Sequence[int], i: int, errors: NDArray[np.float32], options: Options
+) -> dict[int, _Cost]:
+    first = sum(lengths[:i])
+    out: dict[int, _Cost] = {}
+    for reach in sorted({int(r) for piece in coded.pieces for r in piece.turn.reach}):
+        pieces = [piece for piece in coded.pieces if piece.turn.reach[0] == reach]
+        mine = by_run(pieces, lengths)[i]
+        if not mine:
+            continue
+        bits = coder.cost_bits(mine, model.tables, backend=options.entropy_backend)
+        sections = np.unique(np.concatenate([piece.turn.sections for piece in pieces])) - first
+        inside = sections[(sections >= 0) & (sections < lengths[i])]
+        out[reach] = _Cost(bits, float(errors[inside].sum()))
+    return out
