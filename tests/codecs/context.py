@@ -19,9 +19,8 @@ from tests.models import CONTEXT_FOLDER
 from tests.volumes import as_dtype, fibsem, padded
 from zarr_emcodec import options
 from zarr_emcodec._types import Buffer, Symbols
-from zarr_emcodec.codecs import VAESpec, context_coding, context_decode, decode_many, encode_many
+from zarr_emcodec.codecs import VAESpec, context_decode, decode_many, encode_many
 from zarr_emcodec.codecs.context import ContextModel, References, Sections, context_model_of
-from zarr_emcodec.codecs.context_coding import Piece
 from zarr_emcodec.codecs.context_order import Turn
 from zarr_emcodec.codecs.context_parts import open_parts, write_parts
 from zarr_emcodec.codecs.context_walk import Walk, rows_of
@@ -123,19 +122,20 @@ def recoded(
     change = item.change if change is None else change
     starts = group_starts(item.n, n_parts or len(item.parts))
     counts = [stop - start for start, stop in zip(starts, [*starts[1:], item.n], strict=True)]
-    pieces: list[Piece] = []
+    pieces: list[list[tuple[Symbols, NDArray[np.uint8]]]] = [[] for _ in counts]
 
     def code(turn: Turn, sections: Sections, references: References) -> NDArray[np.float32]:
         def keep(number: int, table: NDArray[np.uint8]) -> Symbols:
             symbols = np.where(table > 0, walked.symbols[number][turn.sections], 0).astype(np.int32)
-            pieces.append(Piece(turn, symbols, table))
+            for mine, run in zip(pieces, rows_of(turn, counts), strict=True):
+                mine.append((symbols[run].reshape(-1), table[run].reshape(-1)))
             return symbols
 
         hyper = keep(0, sections.hyper_table)
         return sections.walk(hyper, lambda number, mean, table: keep(number + 1, table))
 
     walk_of(item, change, counts, Options()).run(code)
-    parts = write_parts(context_coding._by_item(pieces, counts), item.model, Options())
+    parts = write_parts(pieces, item.model, Options())
     masks = frame.sections[:1] if frame.kind is Kind.MASKED else ()
     side = side_bytes(change) if change.any() else b""
     return pack(replace(frame, sections=(*masks, side, *parts)))
