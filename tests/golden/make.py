@@ -30,6 +30,7 @@ from zarr_emcodec.codecs.mask import restore, unpack_mask
 from zarr_emcodec.errors import EmCodecError, FrameError
 from zarr_emcodec.frame import Frame, Kind, Tier, pack, replace_tier, unpack
 from zarr_emcodec.frame.fields import MODELLED
+from zarr_emcodec.frame.wire import Cursor, varint
 from zarr_emcodec.runtime import find_model
 
 HERE = Path(__file__).parent
@@ -103,6 +104,15 @@ FEATURES: dict[str, Callable[[], bytes]] = {
     "context-volume-side-info": lambda: context.frames()["volume side"],
     "context-volumes": lambda: context.frames()["volume parts"],
     "context-volume-masked": lambda: context.frames()["volume masked"],
+    "stack-u8": lambda: context.encode(tissue(6), context.STACK),
+    "stack-of-one": lambda: context.encode(tissue(1)[0], context.STACK),
+    "stack-two-parts": lambda: context.encode(np.repeat(fibsem()[:11, :20, :30], 3, axis=0), context.STACK, ratio=60),
+    "stack-side-info": lambda: context.frames()["stack side"],
+    "stack-escapes": lambda: context.frames()["stack escapes"],
+    "stack-masked-bitmap": lambda: context.encode(holed(), context.STACK),
+    "stack-float32-4d": lambda: context.encode(
+        as_dtype(tissue(4, 20, 24), "float32").reshape(2, 2, 20, 24), context.STACK, window=(-0.5, 0.5)
+    ),
 }
 
 
@@ -134,6 +144,15 @@ ERRORS: dict[str, Callable[[], bytes]] = {
             frame := unpack(context.frames()["side"]), sections=(context.side_bytes(np.ones(4)), *frame.sections[1:])
         )
     ),
+    "stack-count-too-high": lambda: _with_count(context.frames()["stack"], 1),
+    "stack-count-too-low": lambda: _with_count(context.frames()["stack"], -1),
+    "stack-count-beyond-room": lambda: _with_count(context.frames()["stack"], 1 << 20),
+    "stack-parts-swapped": lambda: pack(
+        replace(
+            frame := unpack(context.frames()["stack parts"]),
+            sections=(frame.sections[0], frame.sections[2], frame.sections[1]),
+        )
+    ),
     "vqvae-reserved-setting": lambda: vq.with_setting(vq.encode(tissue(), ratio=64), 0x11),
     "vqvae-empty-map": lambda: pack(replace(frame := unpack(vq.frames()["blocks"]), sections=_unmapped(frame))),
     "vqvae-tier-lacked": lambda: replace_tier(vq.encode(tissue(), ratio=256), Tier.PRIOR),
@@ -143,6 +162,13 @@ ERRORS: dict[str, Callable[[], bytes]] = {
 def _with_last(data: bytes, section: bytes) -> bytes:
     frame = unpack(data)
     return pack(replace(frame, sections=(*frame.sections[:-1], section)))
+
+
+def _with_count(data: bytes, more: int) -> bytes:
+    # a part that states more symbols than it holds
+    cursor = Cursor(memoryview(bytes(unpack(data).sections[-1])))
+    count = cursor.take_varint("payload")
+    return _with_last(data, varint(count + more) + bytes(cursor.view[cursor.offset :]))
 
 
 def _unmapped(frame: Frame) -> tuple[bytes, ...]:
