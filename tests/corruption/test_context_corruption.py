@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.codecs import context
-from tests.codecs.context import DEEP, FLAT, frames, side_bytes
+from tests.codecs.context import DEEP, FLAT, STACK, frames, side_bytes
 from tests.corruption.attempt import attempt, attempt_all, resigned, sections_of
 from tests.models import CONTEXT_FOLDER
 from tests.volumes import fibsem
@@ -27,7 +27,8 @@ from zarr_emcodec.frame.wire import varint
 from zarr_emcodec.runtime import Options
 
 AT_LEAST = {"flips": 28_000, "sections": 1_200, "side": 500, "parts": 250, "headers": 900}
-N_STREAMS = 4  # of a part of either model
+N_STREAMS = 4  # of a part of models whose sections do not refer to one another
+SMALL = {"sections": FLAT, "volume": DEEP, "stack": STACK}  # a frame of each model
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +82,9 @@ def test_other_sections_under_right_checksums() -> None:
 
 def other_sides() -> Iterator[bytes]:
     rng = np.random.default_rng(2)
-    for name, data in (("sections", frames()["sections"]), ("volume", frames()["volume"])):
-        card = context.model(DEEP if name == "volume" else FLAT).card
+    for name, model in SMALL.items():
+        data = frames()[name]
+        card = context.model(model).card
         n = card.hyper + card.channels
         for channel in range(n):
             for value in (-128, -30, -2, -1, 1, 2, 30, 127):
@@ -141,7 +143,7 @@ def test_parts_that_lie_about_their_streams() -> None:
 
 def headers() -> Iterator[bytes]:
     shapes = [(), (7,), (1, 1), (37, 53), (53, 37), (1, 37, 53), (9, 37, 53), (2, 2, 37, 53), (9, 1, 1), (600, 600)]
-    digests = [context.model(name).model.card.digest[:8] for name in (FLAT, DEEP)]
+    digests = [context.model(name).model.card.digest[:8] for name in (FLAT, DEEP, STACK)]
     for data in frames().values():
         frame = unpack(data)
         lies: list[dict[str, Any]] = [{"shape": shape} for shape in shapes]
@@ -163,11 +165,12 @@ def test_headers_that_lie_under_right_checksums() -> None:
     ends = attempt_all(headers())
     assert ends.total() >= AT_LEAST["headers"], ends
     assert ends["FrameError"] >= 500, ends
-    assert ends["UnsupportedFrameError"] == 2 * len(frames()), ends
+    # two tiers of each; and, by chance, streams of a reserved form in what is no part of that model
+    assert 2 * len(frames()) <= ends["UnsupportedFrameError"] <= 3 * len(frames()), ends
 
 
 def test_levels_that_the_model_lacks_are_named() -> None:
-    for name in ("sections", "volume"):
+    for name in SMALL:
         for level in (64, 255):
             with pytest.raises(FrameError, match=f"level {level}, the model has 0 to 63") as caught:
                 decode_many([pack(replace(unpack(frames()[name]), setting=level))])
@@ -213,10 +216,10 @@ def test_the_real_networks_survive_any_symbols() -> None:
             size = 10.0 ** rng.uniform(0, 9)
             part[...] = np.clip(rng.normal(0, size, part.shape), -(2**31), 2**31 - 1)
 
-    for name in ("sections", "volume"):
+    for name in SMALL:
         for _ in range(6):
             ends[attempt(context.recoded(frames()[name], edit=anything))] += 1
-    assert ends == {"decoded": 12}
+    assert ends == {"decoded": 18}
 
 
 def test_one_bad_frame_in_a_batch_spoils_no_later_call() -> None:
@@ -231,15 +234,15 @@ def silent(shape: tuple[int, ...], name: str = FLAT) -> bytes:
     """A frame of a few bytes for any shape: side information says that every channel is zero everywhere."""
     model = context.model(name)
     side = side_bytes(np.full(model.card.hyper + model.card.channels, -128))
-    part = join_part([b""] * N_STREAMS)
+    part = b"\0" if model.card.reaches else join_part([b""] * N_STREAMS)
     digest = model.model.card.digest[:8]
     return pack(Frame(Kind.LATENT, shape, np.dtype("u1"), model=digest, setting=20, sections=(side, part)))
 
 
 def peak_of(data: bytes, limits: Options) -> int:
     """Bytes of memory that decoding takes at its worst, however it ends; and not for long."""
-    attempt(frames()["sections"])  # model files and look-ups are read once per process
-    attempt(frames()["volume"])
+    for name in SMALL:  # model files and look-ups are read once per process
+        attempt(frames()[name])
     tracemalloc.start()
     began = time.perf_counter()
     try:
@@ -250,7 +253,7 @@ def peak_of(data: bytes, limits: Options) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("name", [FLAT, DEEP])
+@pytest.mark.parametrize("name", [FLAT, DEEP, STACK])
 def test_memory_follows_the_chunk_that_is_claimed(name: str) -> None:
     assert attempt(silent((4, 40, 40), name)) == "decoded"
     shape = (16, 128, 128)
@@ -269,12 +272,15 @@ def test_bombs_take_no_more_memory_than_they_may() -> None:
     assert peak_of(data, Options()) < 3 * len(data) + (1 << 20)
 
 
-@pytest.mark.parametrize("name", [FLAT, DEEP])
+@pytest.mark.parametrize("name", [FLAT, DEEP, STACK])
 def test_what_claims_much_and_holds_nothing_ends_soon(name: str) -> None:
     frame = unpack(context.encode(fibsem()[:2, :32, :32], name))
     for stream in (b"", b"\0", b"\x0f" + b"\xff" * 64, b"\x10", b"\x40\1\0"):
-        part = join_part([stream] * N_STREAMS)
-        data = pack(replace(frame, shape=(16, 1024, 1024), sections=(b"", part)))
-        began = time.perf_counter()
-        assert attempt(data) in ("FrameError", "TruncatedFrameError")
-        assert time.perf_counter() - began < 10
+        stated = [varint(n) + stream for n in (0, 1, 1 << 16, 900_000, 2**32 - 1)]
+        for part in stated if name == STACK else [join_part([stream] * N_STREAMS)]:
+            if part == b"\0":
+                continue  # nothing, and says so; the tables want more, as for all others here
+            data = pack(replace(frame, shape=(16, 1024, 1024), sections=(b"", part)))
+            began = time.perf_counter()
+            assert attempt(data) in ("FrameError", "TruncatedFrameError")
+            assert time.perf_counter() - began < 10
