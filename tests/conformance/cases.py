@@ -30,7 +30,8 @@ class Case:
 
 def in_context(name: str, words: dict[str, Any], **promise: Any) -> Case:
     """A configuration of a small model with a learned entropy model."""
-    model = "tiny-context3d" if name.startswith("3d") else "tiny-context"
+    models = {"3d": "tiny-context3d", "stack": "tiny-stack"}
+    model = models.get(name.partition("-")[0], "tiny-context")
     return Case(f"context-{name}", {"model": model, **words}, models=CONTEXT_FOLDER, **promise)
 
 
@@ -59,6 +60,9 @@ CASES = [
     in_context("3d-ratio", {"ratio": 24}, ratio=24),
     in_context("3d-psnr-and-ratio", {"ratio": 24, "min_psnr": 27.0}, floor_db=27.0),
     in_context("3d-error", {"max_error": 60}, worst=60),
+    in_context("stack-ratio", {"ratio": 48}, ratio=48),
+    in_context("stack-psnr-and-ratio", {"ratio": 48, "min_psnr": 22.0}, floor_db=22.0),
+    in_context("stack-error", {"max_error": 60}, worst=60),
     Case("inr-siren", {"ratio": 40, "effort": 0}, "inr", ratio=40),
     Case("inr-hybrid", {"ratio": 40, "effort": 0, "prior": "vae-2d-s32"}, "inr", ratio=40),
     Case("inr-error", {"ratio": 40, "effort": 0, "layers": 5, "bits": 8, "max_error": 60}, "inr", worst=60),
