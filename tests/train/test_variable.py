@@ -25,7 +25,15 @@ from zarr_emcodec.errors import ModelError
 from zarr_emcodec.runtime import Model, check_onnx, find_model
 from zarr_emcodec.runtime.session import OnnxRuntimeNetwork
 from zarr_emcodec.train import export_variable, variable
-from zarr_emcodec.train.arch.context import INDEX_MIN, N_SCALES, Context, ContextConfig, GroupNet, laplace_scale
+from zarr_emcodec.train.arch.context import (
+    INDEX_MIN,
+    N_SCALES,
+    REACHES,
+    Context,
+    ContextConfig,
+    GroupNet,
+    laplace_scale,
+)
 from zarr_emcodec.train.arch.vae2d import ArchConfig
 from zarr_emcodec.train.arch.vae3d import Arch3dConfig
 from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
@@ -86,11 +94,20 @@ def lively(config: ContextConfig) -> Context:
     with torch.no_grad():
         for net in context.nets:
             assert isinstance(net, GroupNet)
-            for weight in (net.out, net.level, net.embed_bias, net.window_bias, net.out_bias, *net.hidden_bias):
+            for weight in (
+                net.out,
+                net.level,
+                net.reach,
+                net.embed_bias,
+                net.window_bias,
+                net.out_bias,
+                *net.hidden_bias,
+            ):
                 weight.copy_(torch.randn_like(weight) * 0.2)
         context.base.copy_(torch.randn_like(context.base) * 3)
         context.base[0] += 20
         context.hyper_base[0] += 10
+        context.reach.copy_(torch.randn_like(context.reach) * 3)
     return context
 
 
@@ -100,7 +117,7 @@ def powers_of(levels: Tensor) -> Tensor:
 
 
 class Seen:
-    """What `Context.forward` decides on, group by group."""
+    """What `Context.forward` decides on: hyper-latents, then group by group."""
 
     def __init__(self, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
         self.residuals: list[Tensor] = []
@@ -117,10 +134,10 @@ class Seen:
         monkeypatch.setattr(context, "quantise", watched)
 
 
-@DIMENSIONS
+@pytest.mark.parametrize(("ndim", "reaches"), [(2, 0), (3, 0), (2, REACHES)])
 @torch.inference_mode()
-def test_what_is_exported_is_what_was_trained(ndim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ContextConfig(ndim=ndim, channels=5, hyper=3, width=16, layers=2)
+def test_what_is_exported_is_what_was_trained(ndim: int, reaches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ContextConfig(ndim=ndim, channels=5, hyper=3, width=16, layers=2, reaches=reaches)
     context = lively(config)
     seen = Seen(context, monkeypatch)
     levels = torch.tensor([0, 100, 255])
@@ -131,10 +148,15 @@ def test_what_is_exported_is_what_was_trained(ndim: int, monkeypatch: pytest.Mon
     spread = torch.exp2(shift + 1).reshape(3, 1, 5, *one)
     values = 1.5 * spread * torch.randn(3, len(config.places), 5, *grid)
     hyper = 4 * torch.randn(3, 3, *grid)
-    coded = context(values, hyper, shift, powers, hard=True)
+    # sums of two references in 16ths; of sections alone none
+    reach = torch.tensor([1, 4, 2]) if reaches else torch.zeros(3, dtype=torch.int64)
+    total = torch.floor(32 * spread * torch.randn(values.shape)) if reaches else torch.zeros(values.shape)
+    expected = total / 32 if reaches else None
+    coded = context(values, hyper, shift, powers, reach, expected, hard=True)
 
-    known = [np.clip(4 * np.rint(hyper.numpy()), -127, 127)]
+    known = [np.clip(4 * seen.symbols[0].numpy(), -127, 127)]
     base = torch.cat([torch.ones(3, 1), powers], 1) @ context.base
+    base += context.reach[reach] if reaches else 0
     own = torch.floor(base + 0.5).reshape(3, 1, 5, *one).numpy()
     b = shift.reshape(3, 1, 5, *one).numpy()
     for number, (group, net) in enumerate(zip(config.groups, context.nets, strict=True)):
@@ -142,21 +164,25 @@ def test_what_is_exported_is_what_was_trained(ndim: int, monkeypatch: pytest.Mon
         data = group_onnx(integer_group(net, powers_of(torch.arange(LEVELS))))
         check_onnx(data)
         inputs = {"known": np.concatenate(known, 1).astype(np.float32), "level": levels.numpy()}
+        inputs |= {"reach": reach.numpy()} if reaches else {}
         (out,) = OnnxRuntimeNetwork(data, "cpu", 1).run_all(inputs)
-        parts = out.reshape(3, len(group), 2, 5, *grid)
+        parts = out.reshape(3, len(group), 3 if reaches else 2, 5, *grid)
         sixteenths = np.floor(parts[:, :, 0] * 2.0 ** (b - 1) + 0.5)
+        if reaches:
+            assert np.ptp(parts[:, :, 2]) > 20
+            sixteenths += np.floor((parts[:, :, 2] * total[:, list(group)].numpy() + 64) / 128)
         index = (own + parts[:, :, 1]).clip(INDEX_MIN, N_SCALES)
         assert np.abs(parts[:, :, 0]).max() > 20
         assert np.ptp(parts[:, :, 1]) > 5
-        mean = values[:, list(group)] - seen.residuals[number]
+        mean = values[:, list(group)] - seen.residuals[number + 1]
         assert torch.allclose(mean, torch.from_numpy(sixteenths / 16).float(), atol=1e-4)
-        assert np.array_equal(index, seen.index[number].numpy())
-        latents = 16 * seen.symbols[number].numpy() + sixteenths
+        assert np.array_equal(index, seen.index[number + 1].numpy())
+        latents = 16 * seen.symbols[number + 1].numpy() + sixteenths
         assert np.array_equal(coded.values[:, list(group)].numpy() * 16, latents)
         again = context.quantise(
             values[:, list(group)] - torch.from_numpy(sixteenths / 16).float(), torch.tensor(index)
         )
-        assert torch.equal(again, seen.symbols[number])
+        assert torch.equal(again, seen.symbols[number + 1])
         units = np.clip(np.floor(latents * 2.0**-b + 0.5), -127, 127)
         known.append(units.reshape(3, -1, *grid))
     assert all(symbols.any() for symbols in seen.symbols)
@@ -325,12 +351,17 @@ def check_start(trainer: VariableTrainer, model: Model) -> None:
             assert float((powers @ (value - stored[name])).abs().max()) <= 3, name
             continue
         wanted = stored[name]
+        assert value.shape == wanted.shape
+        if not value.numel():  # of sections that know nothing of each other
+            continue
         bound = 1e-3 * float(wanted.abs().max()) + 1e-4
         if name == "log_step":  # steps are stored to 11 bits, and a polynomial is fitted to their logs
             bound += 2.0**-11
         if name.startswith("context."):
             bound = 2.0**-9 + 1e-3  # weights are 256ths, at most 127 of them
-            if "bias" not in name and "level" not in name:
+            if name in ("context.reach", "context.hyper_reach"):  # whole numbers of tables
+                bound = 0.5
+            if not any(word in name for word in ("bias", "level", "reach")):
                 wanted = wanted.clamp(-127 / 256, 127 / 256)
         assert float((value - wanted).abs().max()) <= bound, name
 
