@@ -75,6 +75,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 @pytest.fixture(autouse=True)
 def few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_hasty(monkeypatch)
+
+
+def make_hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts and exports that look at less than they should: few crops, tables fitted at four levels."""
     for fit in ("fit_klt", "fit_block_klt"):
         monkeypatch.setattr(variable, fit, partial(hasty, getattr(variable, fit)))

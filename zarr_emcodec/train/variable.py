@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zarr_emcodec.codecs.context_order import Turn, reach_of, turns
-from zarr_emcodec.train.arch.context import REACHES, Coded
+from zarr_emcodec.train.arch.context import Coded
 from zarr_emcodec.train.arch.vae2d import ArchConfig, VAE2d
 from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
 from zarr_emcodec.train.arch.vqvae import VQVAE
@@ -198,9 +198,9 @@ class VariableTrainer(Budgeted):
     def _draw_stacks(self, sampler: StackSampler, size: int) -> tuple[Tensor, list[Turn]]:
         """Crops one by one, and the order in which they are coded: the outer sections, then what lies between."""
         stacks = sampler.stacks(size)
-        first = 3 * np.arange(size)
-        near = reach_of(stacks.distance, REACHES)
-        far = np.where(self.random.random(size) < ALONE, 0, reach_of(2 * stacks.distance, REACHES))
+        first, reaches = 3 * np.arange(size), self.config.model.reaches
+        near = reach_of(stacks.distance, reaches)
+        far = np.where(self.random.random(size) < ALONE, 0, reach_of(2 * stacks.distance, reaches))
         order = [
             Turn(first, np.zeros(size, np.int64), first, first),
             Turn(first + 2, far, first, first),
@@ -266,8 +266,10 @@ class VariableTrainer(Budgeted):
                 continue
             inner: Any = (..., *(slice(n) for n in fits))
             grey = torch.from_numpy(np.ascontiguousarray(v[inner]))
-            stack = v.ndim > len(cell)
-            held_out.append((grey[:, None], turns([len(v)], REACHES)) if stack else (grey[None, None], None))
+            if v.ndim > len(cell):  # a stack of sections
+                held_out.append((grey[:, None], turns([len(v)], self.config.model.reaches)))
+            else:
+                held_out.append((grey[None, None], None))
         if not held_out:
             return {}
         chosen = self.levels[np.linspace(0, len(self.levels) - 1, 6).round().astype(int)]
