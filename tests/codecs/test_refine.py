@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.codecs.context import DEEP, FLAT, RATIO, decode, encode
+from tests.codecs.context import DEEP, FLAT, RATIO, STACK, decode, encode
 from tests.volumes import Array, as_dtype, fibsem
 from zarr_emcodec.codecs import VAESpec
 from zarr_emcodec.errors import MissingExtraError, SpecError
@@ -23,7 +23,7 @@ def tissue() -> Array:
     return fibsem()[:4, :90, :70]
 
 
-@pytest.mark.parametrize("model", [FLAT, DEEP])
+@pytest.mark.parametrize("model", [FLAT, DEEP, STACK])
 def test_effort_raises_quality_at_the_same_ratio(torch: object, model: str) -> None:
     chunk = tissue()
     plain, refined = (encode(chunk, model, effort=effort) for effort in (0, 3))
