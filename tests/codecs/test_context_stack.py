@@ -195,3 +195,19 @@ def test_an_encoder_tells_of_what_references_leave_over(monkeypatch: pytest.Monk
             assert 0 < np.square(left).mean() < np.square(latents).mean()
         else:
             assert not left.any()
+
+
+@pytest.mark.parametrize("silent", [{0, 1, 2, 3}, {1}, {0}])
+def test_sections_may_do_without_hyper_latents(silent: set[int]) -> None:
+    chunk = stack(9, 32, 48)
+    frame = unpack(encode(chunk, STACK))
+    item = latents_of(chunk, STACK)
+    item.silent = frozenset(silent)
+    ((side, parts),) = context_coding.encode_sections([item], [20], Options())
+    data = pack(replace(frame, setting=20, sections=(side, *parts)))
+    walked = Walked(data)
+    for turn in walked.turns:
+        told = walked.symbols[0][turn.sections]
+        assert bool(told.any()) is (int(turn.reach[0]) not in silent), turn
+    assert np.array_equal(walked.latents * 16, Reference(data, STACK).sixteenths())
+    assert psnr(chunk, decode(data)) > 18
