@@ -116,7 +116,8 @@ def speed_rows(results: Path) -> list[str]:
         if case["codec"] == "peer":
             label = case["label"]
         else:
-            label = f"**zarr_emcodec** at {case['ratio']:g}x, {case['entropy']} entropy coder"
+            model = "" if case["model"] == "auto" else f", {case['model']}"
+            label = f"**zarr_emcodec{model}** at {case['ratio']:g}x, {case['entropy']} entropy coder"
         rows.append(
             f"| {label} | {case['reached']:.0f}x | {case['encode']['mb_s']:.1f} | {case['decode']['mb_s']:.1f} |"
         )

@@ -23,6 +23,7 @@ STAGES = {
         "zarr_emcodec.entropy.coder:encode_many",
         "zarr_emcodec.entropy.coder:decode_many",
         "zarr_emcodec.entropy.coder:cost_bits",
+        "zarr_emcodec.entropy.feed:Feed.take",
     ),
     # of a learned entropy model: what is done to latents between its networks and the coder
     "symbols": (
@@ -68,7 +69,7 @@ class Clock:
         @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._switch()
-            in_context = stage == "network" and str(args[1]).startswith("context")
+            in_context = stage == "network" and str(args[1]).startswith(("context", "hyper"))
             self._open.append(CONTEXT if in_context else stage)
             try:
                 return function(*args, **kwargs)
