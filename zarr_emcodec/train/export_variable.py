@@ -287,8 +287,8 @@ def _card(
                 "reaches": context.reaches,
             },
         },
-        # what the hyper-analysis sees of cells around comes on top
-        "encoder": {"files": {}, "halo": [n + 1 for n in encoder_halo]},
+        # what the hyper-analysis sees of cells around comes on top, where it is part of the encoder
+        "encoder": {"files": {}, "halo": [n if shape.reaches else n + 1 for n in encoder_halo]},
         "ratio_range": list(ratio_range),
         "parameters": sum(p.numel() for p in model.parameters()),
         "mac_per_voxel": {
