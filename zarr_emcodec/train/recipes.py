@@ -101,8 +101,8 @@ VQ_RECIPES: dict[str, VQTrainConfig] = {
 }
 
 VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
-    # start from vae-2d-s16: its 192 latents of 16 x 16 voxels and nearly all of the rest, so that high rates lose nothing;
-    # low rates would be served better by larger blocks, which the entropy model makes up for
+    # start from vae-2d-s16: its 192 latents of 16 x 16 voxels and nearly all of the rest, so that high rates lose
+    # nothing; larger blocks would serve low rates better, which the entropy model makes up for
     "vae-2d-best": VariableTrainConfig(
         model=VariableConfig(
             dataclasses.replace(
