@@ -86,7 +86,7 @@ def held_out_psnr(card: Any, ratio: float) -> float:
 
 @pytest.mark.parametrize("words", [{}, {"voxel_nm": (8, 8, 8)}, {"mode": "nominal"}], ids=["", "cubes", "nominal"])
 def test_auto_takes_the_model_whose_range_holds_the_ratio(words: dict[str, Any]) -> None:
-    cards = [card for card in CARDS if not words.get("mode") or card.context is None]
+    cards = [card for card in CARDS if card.auto and (not words.get("mode") or card.context is None)]
     for ratio in np.geomspace(min(c.ratio_range[0] for c in cards), max(c.ratio_range[1] for c in cards), 25):
         ratio = min(float(ratio), max(c.ratio_range[1] for c in cards))
         spec = VAESpec(ratio=ratio, **words)

@@ -28,7 +28,8 @@ class VAESpec(Spec):
         Raw bytes over stored bytes of each chunk: never below, at most about 10 % above. 32 unless a guard is given.
     model : str
         "auto" (of the models whose range holds the ratio the one that keeps most of held-out tissue; for sections
-        unless `voxel_nm` is near isotropic), a name such as "vae-2d-s16", "name@version", or "sha256:<hex>".
+        unless `voxel_nm` is near isotropic; none that is made for speed), a name such as "vae-2d-s16", "name@version",
+        or "sha256:<hex>".
     effort : int
         0 to 9: how long latents are refined through the decoder, chunk by chunk. Needs torch; encoding takes minutes a
         megavoxel at 9, decoding does not change. For models with a learned entropy model; others ignore it.
@@ -77,7 +78,7 @@ class VAESpec(Spec):
                     value=self.ratio,
                 )
             return card
-        cards = self.cards()
+        cards = [card for card in self.cards() if card.auto]
         if not cards:
             return find_model("vae").card  # raises, naming the folders that were searched
         if self.mode == "nominal":

@@ -68,6 +68,8 @@ class Card:
         What a model of codec "inr" says of the networks that its frames bring along.
     context : ContextCard or None
         What a model of codec "vae" with a learned entropy model says of it.
+    auto : bool
+        False of models that are made for speed: ``model="auto"`` leaves them out, they are asked for by name.
     extra : mapping
         Keys that this version does not know.
     """
@@ -92,6 +94,7 @@ class Card:
     inr: InrCard | None
     context: ContextCard | None
     measured: Mapping[str, Any] = field(hash=False, repr=False)
+    auto: bool
     extra: Mapping[str, Any] = field(hash=False, repr=False)
 
     @property
@@ -201,7 +204,7 @@ def _read(reader: CardReader, data: Mapping[str, Any]) -> Card:
     files = reader.files(decoder.get("files"), "decoder.files", "decoder.onnx")
     tokens = read_tokens(reader, decoder, encoder, ndim) if codec == "vqvae" else None
     channels = 1 if tokens else reader.integer(decoder.get("channels"), "decoder.channels", 1, _MAX_CHANNELS)
-    known = {"format", "id", "codec", "digest", "decoder", "encoder", "ratio_range", "licence", *_FREE}
+    known = {"format", "id", "codec", "digest", "decoder", "encoder", "ratio_range", "licence", "auto", *_FREE}
     free = {name: reader.mapping(data.get(name, {}), name) for name in _FREE}
     for name in ("voxel_nm", "mac_per_voxel"):
         reader.numbers(free[name], name)
@@ -222,6 +225,7 @@ def _read(reader: CardReader, data: Mapping[str, Any]) -> Card:
         tokens=tokens,
         inr=inr,
         context=read_context(reader, decoder, encoder, ndim, channels) if codec == "vae" else None,
+        auto=data.get("auto", True) is not False,
         extra={key: value for key, value in data.items() if key not in known},
         **free,
     )

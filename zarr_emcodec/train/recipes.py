@@ -163,6 +163,9 @@ VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
     ),
 }
 
+BY_NAME = {"vae-2d-fast"}
+"""Recipes of models that ``model="auto"`` leaves out: they are made for speed."""
+
 RATIOS: dict[str, tuple[float, float]] = {"vae-2d-s16": (4.0, 48.0), "vae-2d-s32": (32.0, 512.0)}
 """The ratios that each model is offered for. Their held-out curves cross at 32x."""
 
