@@ -60,7 +60,7 @@ def main() -> None:
         chunk = clip_chunk(args.chunk, volume.voxels.shape)
         rows += [{**measure(volume, chunk, floor, args.model), "chunk": list(chunk)} for floor in args.min_psnr]
     record = {"benchmark": "guard", "model": args.model, "rows": rows, "machine": machine()}
-    write_json(args.out / "guard.json", {**record, "versions": versions(DISTRIBUTIONS)})
+    write_json(args.out / f"guard_{args.model}.json", {**record, "versions": versions(DISTRIBUTIONS)})
     cells = [
         [row["volume"], f"{row['min_psnr']:g}", f"{row['ratio']:.1f}x", f"{row['worst_chunk_db']:.2f}",
          " ".join(f"{n} {kind}" for kind, n in row["frames"].items())]
