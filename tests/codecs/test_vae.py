@@ -182,3 +182,12 @@ def test_a_spec_cannot_be_changed() -> None:
     assert spec.background_value == 0
     assert VAESpec(background=None).background_value is None
     assert VAESpec(background=9).background_value == 9
+
+
+def test_models_made_for_speed_are_asked_for_by_name() -> None:
+    fast = [card for card in CARDS if not card.auto]
+    assert fast
+    for card in fast:
+        assert VAESpec(ratio=16, model=card.name).model == card.id
+        assert all(VAESpec(ratio=ratio).model != card.id for ratio in (4, 16, 64, 256))
+        assert VAESpec(min_psnr=36).model != card.id
