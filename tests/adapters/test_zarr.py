@@ -203,8 +203,7 @@ def test_one_plane_of_a_deep_chunk_is_decoded_without_the_rest(monkeypatch: pyte
     original = Model.run
 
     def run(self: Model, part: Any, inputs: Any, *rest: Any) -> Any:
-        if part == "decoder":
-            sections.append(len(next(iter(inputs.values()))))
+        sections.append(len(next(iter(inputs.values()))))
         return original(self, part, inputs, *rest)
 
     monkeypatch.setattr(Model, "run", run)
@@ -248,10 +247,10 @@ def test_many_chunks_share_one_inference(runs: Counter[str]) -> None:
     data = np.tile(tissue(2, 32, 32), (2, 2, 3))
     with zarr.config.set({"codec_pipeline.batch_size": 64}):
         stored = write(data, "v3", (2, 32, 32))
-        assert runs["encoder"] == 1
+        assert runs == {"encoder": 1}
         runs.clear()
         back = np.asarray(stored[...])
-        assert runs["decoder"] == 1
+        assert runs == {"decoder": 1}
         sharded = write(data, "sharded", (2, 32, 32))
         runs.clear()
         assert np.array_equal(np.asarray(sharded[...]), back)

@@ -9,7 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from zarr_emcodec.cli.app import app
-from zarr_emcodec.codecs import VAESpec
 from zarr_emcodec.jobs.demo import SAMPLE
 from zarr_emcodec.jobs.plan import Plan, differences
 
@@ -27,15 +26,7 @@ def test_a_plan_in_words(tmp_path: Path) -> None:
     page = tmp_path / "look.html"
     shown = run(SAMPLE, tmp_path / "out.zarr", "--ratio", 64, "--chunks", "16,64,64", "--region", "0:16,0:64,0:64=8",
                 "--samples", 3, "--preview", page, "--max-memory", "2GB").stdout  # fmt: skip
-    for words in (
-        "x smaller",
-        "PSNR",
-        "core-hours",
-        "per PB",
-        "a worker at most",
-        VAESpec(ratio=64).model,
-        "MB/s a core",
-    ):
+    for words in ("x smaller", "PSNR", "core-hours", "per PB", "a worker at most", "vae-2d-s16@", "MB/s a core"):
         assert words in shown
     assert page.exists()
     assert list(tmp_path.iterdir()) == [page], "nothing else is written"

@@ -195,6 +195,6 @@ def read_plain(path: Path) -> Any:
 def test_a_damaged_chunk_leaves_no_decompressed_file(stored_v3: Path, tmp_path: Path) -> None:
     chunk = stored_v3 / "c" / "1" / "1" / "1"
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    with pytest.raises(JobError, match=r"cannot read voxels 0:32.*(ended early|The frame is damaged)"):
+    with pytest.raises(JobError, match=r"cannot read voxels 0:32.*ended early"):
         decompress(stored_v3, tmp_path / "out.tif")
     assert list(tmp_path.iterdir()) == [stored_v3]

@@ -239,7 +239,7 @@ def test_a_plan_of_a_stack_writes_nothing(tmp_path: Path) -> None:
     assert (made.shape, made.dtype, made.chunks, made.shards) == ((32, 128, 128), "uint8", (16, 64, 64), (32, 64, 128))
     assert (made.grid, made.n_blocks) == ((1, 2, 1), 2)
     assert made.destination == str(tmp_path / "out.zarr")
-    assert made.models[0]["model"] == VAESpec(ratio=16).model
+    assert made.models[0]["model"].startswith("vae-2d-s16@")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from zarr_emcodec.codecs.base import Mode as Mode
 from zarr_emcodec.codecs.base import Spec, axes_to_code, check_effort, put, voxel_size
 from zarr_emcodec.errors import SpecError
@@ -27,9 +25,8 @@ class VAESpec(Spec):
     ratio : float, optional
         Raw bytes over stored bytes of each chunk: never below, at most about 10 % above. 32 unless a guard is given.
     model : str
-        "auto" (of the models whose range holds the ratio the one that keeps most of held-out tissue; for sections
-        unless `voxel_nm` is near isotropic; none that is made for speed), a name such as "vae-2d-s16", "name@version",
-        or "sha256:<hex>".
+        "auto" (of the models whose range holds the ratio the one that keeps most; for sections unless `voxel_nm` is
+        near isotropic; none that is made for speed), a name such as "vae-2d-s16", "name@version", or "sha256:<hex>".
     effort : int
         0 to 9: how long latents are refined through the decoder, chunk by chunk. Needs torch; encoding takes minutes a
         megavoxel at 9, decoding does not change. For models with a learned entropy model; others ignore it.
@@ -88,30 +85,14 @@ class VAESpec(Spec):
             raise SpecError(f"no model covers ratio {self.ratio:g}. {self._others()}", name="ratio", value=self.ratio)
         ndim = axes_to_code(self.voxel_nm)
         fitting = [card for card in fitting if card.ndim == ndim] or [c for c in fitting if c.ndim == 2] or fitting
-        fitting = [card for card in fitting if card.context is not None] or fitting
-        comparable = len({repr(card.training.get("volumes")) for card in fitting}) == 1
-        return max(fitting, key=lambda card: (self._merit(card) if comparable else 0.0, *self._rank(card)))
+        return max(fitting, key=self._rank)
 
-    def _merit(self, card: Card) -> float:
-        """PSNR at the ratio asked for, or ratio at the PSNR, on held-out sections; 0 where the card has no figures."""
-        rows = card.measured.get("held_out")
-        try:
-            curve = sorted((float(row["ratio"]), float(row["psnr_db"])) for row in rows)  # type: ignore[union-attr]
-            ratios, psnr = np.array(curve).T
-        except (KeyError, TypeError, ValueError):
-            return 0.0
-        if self.ratio is not None:
-            return float(np.interp(np.log(self.ratio), np.log(ratios), psnr))
-        if self.min_psnr is not None and self.min_psnr < psnr.max():
-            return float(np.interp(-self.min_psnr, -psnr, ratios))
-        return float(psnr.max())  # beyond what was measured: the model that gets highest
-
-    def _rank(self, card: Card) -> tuple[float, float, int]:
-        """What is better without figures: what the ratio asks for, then the larger network."""
+    def _rank(self, card: Card) -> tuple[bool, float, float, int]:
+        """What is better: a learned entropy model, then what the ratio asks for, then the larger network."""
         # for a quality, the model with the finest settings; where ranges overlap, the one made for higher ratios
         finest = -card.ratio_range[0] if self.ratio is None else card.ratio_range[0]
         cost = card.mac_per_voxel.get("decode")
-        return finest, float(cost) if isinstance(cost, int | float) else 0.0, card.version
+        return card.context is not None, finest, float(cost) if isinstance(cost, int | float) else 0.0, card.version
 
     def _others(self) -> str:
         ranges = [f"'{c.id}' ({c.ratio_range[0]:g} to {c.ratio_range[1]:g})" for c in self.cards()]
