@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from zarr_emcodec._types import Shape
 from zarr_emcodec.codecs.context import ContextModel
-from zarr_emcodec.codecs.context_coding import Coded, ContextLatents, by_run, code_sections, places_of
+from zarr_emcodec.codecs.context_coding import ContextLatents, by_run, code_sections, places_of
 from zarr_emcodec.codecs.context_order import part_counts
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.runtime import Options
@@ -87,33 +87,25 @@ def _costs(model: ContextModel, group: Sequence[_Probe], silent: bool, options: 
         [every if silent else ()] * len(group),
     )
     lengths = [len(part) for part in latents]
-    starts = np.cumsum([0, *lengths[:-1]])
+    bounds = np.cumsum([0, *lengths])
     errors = [
         np.square(coded.values[start : start + len(part)] * _gain(model, one) - part[:, model.first_latent :])
         .reshape(len(part), -1)
         .sum(1)
-        for one, part, start in zip(group, latents, starts, strict=True)
+        for one, part, start in zip(group, latents, bounds[:-1], strict=True)
     ]
-    return [_by_reach(model, coded, lengths, i, errors[i], options) for i in range(len(group))]
+    out: list[dict[int, _Cost]] = [{} for _ in group]
+    for reach in sorted({int(piece.turn.reach[0]) for piece in coded.pieces}):  # one for all sections of a turn
+        pieces = [piece for piece in coded.pieces if piece.turn.reach[0] == reach]
+        sections = np.unique(np.concatenate([piece.turn.sections for piece in pieces]))
+        for i, mine in enumerate(by_run(pieces, lengths)):
+            if mine:
+                inside = sections[(sections >= bounds[i]) & (sections < bounds[i + 1])] - bounds[i]
+                bits = coder.cost_bits(mine, model.tables, backend=options.entropy_backend)
+                out[i][reach] = _Cost(bits, float(errors[i][inside].sum()))
+    return out
 
 
 def _gain(model: ContextModel, one: _Probe) -> NDArray[np.float32]:
     gain = np.tile(model.gain[one.level], len(model.card.places))
     return gain.reshape(-1, *[1] * (one.latents.ndim - 2))
-
-
-def _by_reach(
-    model: ContextModel, coded: Coded, lengths: Sequence[int], i: int, errors: NDArray[np.float32], options: Options
-) -> dict[int, _Cost]:
-    first = sum(lengths[:i])
-    out: dict[int, _Cost] = {}
-    for reach in sorted({int(r) for piece in coded.pieces for r in piece.turn.reach}):
-        pieces = [piece for piece in coded.pieces if piece.turn.reach[0] == reach]
-        mine = by_run(pieces, lengths)[i]
-        if not mine:
-            continue
-        bits = coder.cost_bits(mine, model.tables, backend=options.entropy_backend)
-        sections = np.unique(np.concatenate([piece.turn.sections for piece in pieces])) - first
-        inside = sections[(sections >= 0) & (sections < lengths[i])]
-        out[reach] = _Cost(bits, float(errors[inside].sum()))
-    return out

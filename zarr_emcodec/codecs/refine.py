@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from zarr_emcodec._types import Symbols
 from zarr_emcodec.codecs.context import FRACTION, ContextModel, References, Sections
 from zarr_emcodec.codecs.context_coding import ContextLatents, hyper_latents, quantise_in_context
 from zarr_emcodec.codecs.context_order import Turn, part_counts
@@ -71,7 +72,7 @@ def refine(item: ContextLatents, grey: NDArray[np.float32], level: int, effort: 
         for row, i in enumerate(turn.sections):
             one = slice(i, i + 1)
             known = References(references.reach[row : row + 1], references.total[row : row + 1])
-            descent = _Descent(torch, network, model, latents[one], known, grey[one], level, item.extent, options)
+            descent = _Descent(torch, network, item, latents[one], known, grey[one], level, options)
             latents[one], found[row] = descent.run(STEPS[effort])
         return found
 
@@ -89,23 +90,24 @@ class _Descent:
         self,
         torch: Any,
         network: Any,
-        model: ContextModel,
+        item: ContextLatents,
         latents: NDArray[np.float32],
         references: References,
         grey: NDArray[np.float32],
         level: int,
-        extent: tuple[int, ...],
         options: Options,
     ) -> None:
-        self.torch, self.network, self.model, self.options = torch, network, model, options
-        self.level, self.extent, self.references = level, extent, references
-        card = model.card
+        self.torch, self.network, self.options = torch, network, options
+        self.model: ContextModel = item.model
+        self.level, self.extent, self.references = level, item.extent, references
+        self.silent = int(references.reach[0]) in item.silent
+        model, card = item.model, item.model.card
         self.grid = latents.shape[2:]
         self.gain = model.gain[level].reshape(1, 1, -1, *[1] * len(self.grid))
         self.hyper = latents[:, : model.first_latent]
         shape = (1, len(card.places), card.channels, *self.grid)
         self.values = latents[:, model.first_latent :].reshape(shape) / self.gain
-        self.inside: Any = (slice(None), *(slice(n) for n in extent))
+        self.inside: Any = (slice(None), *(slice(n) for n in item.extent))
         self.grey = torch.from_numpy(np.ascontiguousarray(grey[self.inside]))
         self.price = PRICE * float(np.median(model.gain[level])) ** 2  # squared grey levels for a bit
         self.random = np.random.default_rng(0)
@@ -164,11 +166,17 @@ class _Descent:
             found.append((mean * np.float32(1 / FRACTION), table, symbols))
             return symbols
 
-        told = self.hyper
-        if card.reaches:  # as the encoder will find them for these values
-            told = hyper_latents(model, values * self.gain, self.references, self.gain, self.options)
-        sections.walk(sections.round_hyper(told), decide)
+        sections.walk(self._told(sections, values), decide)
         return _State(*(np.concatenate(parts, 1) for parts in zip(*found, strict=True)))
+
+    def _told(self, sections: Sections, values: NDArray[np.float32]) -> Symbols:
+        """The hyper-latents that the encoder will store for values in steps."""
+        if self.silent:
+            return np.zeros((1, self.model.card.hyper, *self.grid), np.int32)
+        told = self.hyper
+        if self.model.card.reaches:
+            told = hyper_latents(self.model, values * self.gain, self.references, self.gain, self.options)
+        return sections.round_hyper(told)
 
     def _cost(self, state: _State) -> tuple[float, NDArray[np.float32]]:
         """Lagrangian in squared grey levels, and the slope of its distortion for each latent in steps."""
