@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from tests.models import CONTEXT_FOLDER
 from tests.volumes import as_dtype, fibsem, padded
-from zarr_emcodec import options
+from zarr_emcodec import options, transform
 from zarr_emcodec._types import Buffer, Symbols
-from zarr_emcodec.codecs import VAESpec, context_decode, decode_many, encode_many
+from zarr_emcodec.codecs import VAESpec, context_coding, context_decode, decode_many, encode_many, inference
 from zarr_emcodec.codecs.context import ContextModel, References, Sections, context_model_of
+from zarr_emcodec.codecs.context_coding import ContextLatents
 from zarr_emcodec.codecs.context_order import Turn
 from zarr_emcodec.codecs.context_parts import open_parts, write_parts
 from zarr_emcodec.codecs.context_walk import Walk, rows_of
@@ -55,6 +56,21 @@ def model(name: str = FLAT) -> ContextModel:
     """One of the small models."""
     with options(model_path=CONTEXT_FOLDER):
         return context_model_of(find_model(name))
+
+
+def latents_of(chunk: NDArray[Any], name: str) -> ContextLatents:
+    """What an encoder knows of a chunk before it codes anything."""
+    found = model(name)
+    card = found.model.card
+    sections = transform.sections_of(chunk, card.ndim).astype(np.float32)
+    grey = transform.pad_to_stride(sections, card.stride)
+    return ContextLatents(inference.analyse(found.model, grey, Options()), found, sections.shape[1:])
+
+
+def bytes_at(item: ContextLatents, level: int) -> int:
+    """Of all parts at a level."""
+    ((side, parts),) = context_coding.encode_sections([item], [level], Options())
+    return len(side) + sum(map(len, parts))
 
 
 class Walked:

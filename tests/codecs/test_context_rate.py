@@ -7,31 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from tests.codecs.context import DEEP, FLAT, STACK, encode, model
+from tests.codecs.context import DEEP, FLAT, STACK, bytes_at, encode, latents_of
 from tests.volumes import fibsem
-from zarr_emcodec import transform
-from zarr_emcodec.codecs import context_coding, context_probe, inference, vae_encode
-from zarr_emcodec.codecs.context_coding import ContextLatents
+from zarr_emcodec.codecs import context_probe, vae_encode
 from zarr_emcodec.runtime import Options
 
 EACH = pytest.mark.parametrize("name", [FLAT, DEEP, STACK])
-
-
-def latents_of(chunk: NDArray[Any], name: str) -> ContextLatents:
-    """What an encoder knows of a chunk before it codes anything."""
-    found = model(name)
-    card = found.model.card
-    sections = transform.sections_of(chunk, card.ndim).astype(np.float32)
-    grey = transform.pad_to_stride(sections, card.stride)
-    return ContextLatents(inference.analyse(found.model, grey, Options()), found, sections.shape[1:])
-
-
-def real_bytes(item: ContextLatents, level: int) -> int:
-    """Of all parts at a level."""
-    ((side, parts),) = context_coding.encode_sections([item], [level], Options())
-    return len(side) + sum(map(len, parts))
 
 
 @EACH
@@ -43,7 +25,7 @@ def test_a_part_tells_what_the_whole_costs(name: str) -> None:
     for level in (10, 30):
         item.correct(level, 1e-3)  # whatever was guessed before
         context_probe.probe([item], [level], Options())
-        assert item.estimated_bytes(level, "entropy") == pytest.approx(real_bytes(item, level), rel=0.05)
+        assert item.estimated_bytes(level, "entropy") == pytest.approx(bytes_at(item, level), rel=0.05)
 
 
 def test_chunks_are_corrected_together_as_alone() -> None:

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.codecs.context import FLAT, STACK, Walked, decode, encode, model
+from tests.codecs.context import FLAT, STACK, Walked, bytes_at, decode, encode, latents_of, model
 from tests.codecs.reference import Reference
 from tests.models import CONTEXT_FOLDER
 from tests.volumes import Array, as_dtype, fibsem
-from zarr_emcodec import options, psnr, transform
+from zarr_emcodec import options, psnr
 from zarr_emcodec.codecs import VAESpec, context_coding, context_decode, decode_many, encode_many, inference, vae_encode
-from zarr_emcodec.codecs.context_coding import ContextLatents
 from zarr_emcodec.codecs.context_order import part_counts
 from zarr_emcodec.codecs.opened import open_frame
 from zarr_emcodec.codecs.vae_encode import VAEJob
@@ -37,19 +36,6 @@ def stack(n: int, y: int = 20, x: int = 30) -> Array:
     """Sections in a row; the last of more than there are turn back."""
     volume = fibsem()[:, :y, :x]
     return np.concatenate([volume, volume[::-1]])[:n]
-
-
-def latents_of(chunk: Array, name: str) -> ContextLatents:
-    found = model(name)
-    sections = transform.sections_of(chunk, 2).astype(np.float32)
-    grey = transform.pad_to_stride(sections, found.model.card.stride)
-    return ContextLatents(inference.analyse(found.model, grey, Options()), found, sections.shape[1:])
-
-
-def bytes_at(item: ContextLatents, level: int) -> int:
-    """Of all parts at a level."""
-    ((side, parts),) = context_coding.encode_sections([item], [level], Options())
-    return len(side) + sum(map(len, parts))
 
 
 @COUNTS

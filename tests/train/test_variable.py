@@ -18,7 +18,7 @@ pytest.importorskip("onnx", reason="training needs the extra 'train'")
 import torch
 from torch import Tensor
 
-from tests.volumes import fibsem
+from tests.volumes import Array, fibsem
 from zarr_emcodec import VAECodec, options, psnr
 from zarr_emcodec.codecs import decode_sections
 from zarr_emcodec.errors import ModelError
@@ -325,8 +325,12 @@ def test_a_checkpoint_becomes_a_model(ndim: int, source: Source, tmp_path: Path)
         tmp_path / "b.pt", folder / "tiny", name="tiny", version=1, ratio_range=(8, 128), sources=[source]
     )
     assert card["decoder"]["context"]["hyper"] == {2: 3, 3: 2}[ndim]
+    check_model(trainer, folder, card, fibsem()[:9, :75, :90])
+
+
+def check_model(trainer: VariableTrainer, folder: Path, card: dict[str, Any], chunk: Array) -> None:
+    """What was exported as "tiny" compresses as asked, reads in part as in whole, and can be trained on."""
     assert card["measured"]["held_out"][0]["psnr_db"] > 15
-    chunk = fibsem()[:9, :75, :90]
     with options(model_path=(folder,)):
         assert find_model("tiny").card.context is not None
         reached = {}

@@ -18,9 +18,8 @@ from zarr_emcodec._types import Buffer, Shape, Symbols
 from zarr_emcodec.codecs import context_fast, context_parts, context_steps, inference
 from zarr_emcodec.codecs.base import Mode
 from zarr_emcodec.codecs.context import FRACTION, ContextModel, References, Sections
-from zarr_emcodec.codecs.context_order import Turn, part_counts
+from zarr_emcodec.codecs.context_order import Turn, even_counts, part_counts
 from zarr_emcodec.codecs.context_walk import Walk, rows_of
-from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.entropy.coder import Backend
@@ -139,8 +138,7 @@ class ContextLatents:
         if self.model.card.reaches:
             return part_counts(n)
         per_section = max(size_bytes / n, 1e-6)
-        starts = group_starts(n, -(-n // max(1, round(_STREAM_BYTES / per_section))))
-        return [stop - start for start, stop in zip(starts, [*starts[1:], n], strict=True)]
+        return even_counts(n, -(-n // max(1, round(_STREAM_BYTES / per_section))))
 
     def _overhead(self, size_bytes: float) -> int:
         return _STREAM_OVERHEAD * context_parts.streams_of(self.model.card) * len(self.parts(size_bytes))
@@ -224,17 +222,17 @@ def code_sections(
     """
     card = model.card
     joined = latents[0] if len(latents) == 1 else np.concatenate(latents)
-    each = np.repeat(np.asarray(levels, np.int64), [len(mine) for mine in latents])
+    lengths = [len(mine) for mine in latents]
+    each = np.repeat(np.asarray(levels, np.int64), lengths)
+    owner = np.repeat(np.arange(len(latents)), lengths)
     grid = joined.shape[2:]
     change = np.zeros((len(each), card.hyper + card.channels), np.int16)
     places = joined[:, model.first_latent :].reshape(len(each), -1, card.channels, *grid)
     bounds = np.cumsum([0, *map(len, card.groups)])
     pieces: list[Piece] = []
-    lengths = [len(mine) for mine in latents]
     mute = np.zeros((len(latents), max(card.reaches, 1)), bool)
     for row, reaches in zip(mute, silent or (), strict=False):
         row[list(reaches)] = True
-    owner = np.repeat(np.arange(len(latents)), lengths)
 
     def code(turn: Turn, sections: Sections, references: References) -> NDArray[np.float32]:
         mine = places[turn.sections] if len(turn.sections) < len(places) else places

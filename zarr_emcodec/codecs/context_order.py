@@ -8,6 +8,7 @@ six turns from the first one, and those of a turn go through the networks at onc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,11 @@ def reach_of(distance: NDArray[np.int64], reaches: int) -> NDArray[np.int64]:
     return np.where(distance > 0, np.minimum(logs + 1, reaches - 1), 0)
 
 
+def even_counts(n: int, n_parts: int) -> list[int]:
+    """Sections of each of so many parts of a chunk of n, as `group_starts` cuts them; perhaps fewer parts."""
+    return [stop - start for start, stop in pairwise([*group_starts(n, n_parts), n])]
+
+
 def part_counts(n: int) -> list[int]:
     """Sections of each part of a chunk of n.
 
@@ -58,8 +64,7 @@ def part_counts(n: int) -> list[int]:
     >>> part_counts(16), part_counts(33)
     ([16], [17, 16])
     """
-    starts = group_starts(n, -(-n // MOST_SECTIONS))
-    return [stop - start for start, stop in zip(starts, [*starts[1:], n], strict=True)]
+    return even_counts(n, -(-n // MOST_SECTIONS))
 
 
 def turns(counts: Sequence[int], reaches: int) -> list[Turn]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from zarr_emcodec import transform
 from zarr_emcodec._types import Shape
 from zarr_emcodec.runtime import Model, Options
+from zarr_emcodec.runtime.model import Part
 
 
 class Feed(NamedTuple):
@@ -51,11 +52,7 @@ def analyse(model: Model, grey: NDArray[np.float32], options: Options) -> NDArra
     channels = card.channels - (card.context.hyper if card.context and card.context.reaches else 0)
     out = np.empty((len(grey), channels, *grid), np.float32)
     inputs = {"grey": Feed(transform.as_blocks(grey), card.stride)}
-
-    def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        return model.run("encoder", piece, options)
-
-    in_pieces(call, inputs, Feed(out, (1,) * len(grid)), grid, card.encoder_halo, math.prod(card.stride), options)
+    _run(model, "encoder", inputs, Feed(out, (1,) * len(grid)), grid, card.encoder_halo, options)
     return out
 
 
@@ -82,11 +79,7 @@ def tell(
     grid, one = latents.shape[2:], (1,) * card.ndim
     out = np.empty((len(latents), card.context.hyper, *grid), np.float32)
     inputs = {"latents": Feed(latents, one), "left": Feed(left, one)}
-
-    def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        return model.run("hyper", piece, options)
-
-    in_pieces(call, inputs, Feed(out, one), grid, card.context.halo, math.prod(card.stride), options)
+    _run(model, "hyper", inputs, Feed(out, one), grid, card.context.halo, options)
     return out
 
 
@@ -114,12 +107,19 @@ def synthesise(
     grid = symbols.shape[2:]
     out = np.empty((len(symbols), 1, *(n * s for n, s in zip(grid, card.stride, strict=True))), np.float32)
     inputs = {"symbols": Feed(symbols, (1,) * len(grid)), "level": Feed(levels)}
+    _run(model, "decoder", inputs, Feed(out, card.stride), grid, card.decoder_halo, options)
+    return out[:, 0]
+
+
+def _run(
+    model: Model, part: Part, inputs: Mapping[str, Feed], out: Feed, grid: Shape, halo: Shape, options: Options
+) -> None:
+    """`in_pieces` through a network of a model."""
 
     def call(piece: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        return model.run("decoder", piece, options)
+        return model.run(part, piece, options)
 
-    in_pieces(call, inputs, Feed(out, card.stride), grid, card.decoder_halo, math.prod(card.stride), options)
-    return out[:, 0]
+    in_pieces(call, inputs, out, grid, halo, math.prod(model.card.stride), options)
 
 
 def in_pieces(

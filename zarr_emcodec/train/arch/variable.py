@@ -216,10 +216,13 @@ class VariableVAE(nn.Module):
     def raw_hyper(self, places: Tensor, reach: Tensor | None = None, expected: Tensor | None = None) -> Tensor:
         """Before a level's gain, ``[B, Z, *grid]``."""
         spread = torch.rsqrt(self.variance + 1)[None, None].reshape(1, 1, -1, *[1] * self.config.ndim)
-        left = torch.zeros_like(places)
-        if reach is not None and expected is not None:
-            left = (places - expected) * (reach > 0).reshape(-1, *[1] * (places.ndim - 1))
-        raw: Tensor = self.hyper((places * spread).flatten(1, 2), (left * spread).flatten(1, 2)).float()
+        left = None
+        if self.config.reaches:
+            left = torch.zeros_like(places).flatten(1, 2)
+            if reach is not None and expected is not None:
+                known = (reach > 0).reshape(-1, *[1] * (places.ndim - 1))
+                left = ((places - expected) * known * spread).flatten(1, 2)
+        raw: Tensor = self.hyper((places * spread).flatten(1, 2), left).float()
         return raw
 
     def hyper_gains(self, levels: Tensor, reach: Tensor | None = None) -> Tensor:
