@@ -11,6 +11,7 @@ import pytest
 from tests.codecs.context import DEEP, FLAT, STACK, bytes_at, encode, latents_of
 from tests.volumes import fibsem
 from zarr_emcodec.codecs import context_probe, vae_encode
+from zarr_emcodec.codecs.context_coding import ContextLatents
 from zarr_emcodec.runtime import Options
 
 EACH = pytest.mark.parametrize("name", [FLAT, DEEP, STACK])
@@ -68,3 +69,10 @@ def test_two_tries_are_enough(name: str, ratio: float, monkeypatch: pytest.Monke
     monkeypatch.setattr(vae_encode, "_code", counting)
     encode(fibsem(), name, ratio=ratio)
     assert 1 <= len(tried) <= 2
+
+
+@EACH
+def test_a_first_guess_far_off_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = encode(fibsem(), name, ratio=40)
+    monkeypatch.setattr(ContextLatents, "_first_shift", lambda self: 25.0)  # levels: thrice as many bytes
+    assert encode(fibsem(), name, ratio=40) == near

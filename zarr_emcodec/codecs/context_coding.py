@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,8 @@ class ContextLatents:
         self._n_places = n * places_of(model, extent)
         self._guess = self._first_shift()
         self.silent: frozenset[int] = frozenset()
-        self._shifts: dict[int, float] = {}
+        self._probed: dict[int, float] = {}  # levels: how many others to look beside the model's curve
+        self._tried: dict[int, float] = {}  # likewise, on top of that
         self._measured = latents
 
     def _first_shift(self) -> float:
@@ -85,10 +86,7 @@ class ContextLatents:
 
     def estimated_bytes(self, level: int, mode: Mode) -> float:
         """Size of side information and streams at a level."""
-        shift = self._guess
-        if self._shifts:  # between levels that were tried it changes evenly, as this chunk's curve has its own slope
-            tried = sorted(self._shifts)
-            shift = float(np.interp(level, tried, [self._shifts[i] for i in tried]))
+        shift = self._probed_shift(level) + _between(self._tried, level, 0.0)
         size = self.model.curves[0].bits(level + shift) * self._n_places / 8
         return float(size + self._overhead(size))
 
@@ -113,7 +111,10 @@ class ContextLatents:
 
     def correct(self, level: int, bits: float) -> None:
         """Make the guess agree with bits of a place at a level."""
-        self._guess = self._shift_of(level, bits)
+        self._probed[level] = self._shift_of(level, bits)
+
+    def _probed_shift(self, level: int) -> float:
+        return _between(self._probed, level, self._guess)
 
     def _shift_of(self, level: int, bits: float) -> float:
         return self.model.curves[0].level(bits) - level
@@ -122,8 +123,9 @@ class ContextLatents:
         """Make the estimate agree with a real size of side information and streams."""
         latents = max(size_bytes - self._overhead(size_bytes), 1.0)
         if self._measured is not self.latents:  # sizes of other latents say nothing of these
-            self._shifts, self._measured = {}, self.latents
-        self._shifts[level] = self._shift_of(level, 8 * latents / max(self._n_places, 1))
+            self._tried, self._measured = {}, self.latents
+        shift = self._shift_of(level, 8 * latents / max(self._n_places, 1))
+        self._tried[level] = shift - self._probed_shift(level)
 
     def estimated_squared_error(self, level: int) -> float:
         """Mean squared quantisation error per cell, grey levels squared (the transform is near orthonormal)."""
@@ -142,6 +144,12 @@ class ContextLatents:
 
     def _overhead(self, size_bytes: float) -> int:
         return _STREAM_OVERHEAD * context_parts.streams_of(self.model.card) * len(self.parts(size_bytes))
+
+
+def _between(shifts: Mapping[int, float], level: int, otherwise: float) -> float:
+    """Of a level between levels that are known: it changes evenly, as each chunk's curve has its own slope."""
+    known = sorted(shifts)
+    return float(np.interp(level, known, [shifts[i] for i in known])) if known else otherwise
 
 
 def places_of(model: ContextModel, extent: Shape) -> int:

@@ -26,6 +26,7 @@ from zarr_emcodec.runtime import Options
 
 _HEADER_BYTES = 33  # header of a latent frame with a window, and the count of its table
 _REFINED_LEVELS = 3  # a chunk whose latents were refined fits a finer level, which they are then refined for
+_PROBES, _FAR = 2, 5  # so many, of levels so far apart: a fifth of the bytes
 _WORTH_A_LEVEL = 1.035  # frames grow by 3 to 4 % from one level to the next finer one
 
 
@@ -120,10 +121,18 @@ def _analyse(jobs: Sequence[VAEJob], options: Options) -> None:
 
 
 def _probe(jobs: Sequence[VAEJob], options: Options) -> None:
-    """Try a part of each chunk, where networks decide what it costs."""
-    learned = [(job, job.latents) for job in jobs if isinstance(job.latents, ContextLatents)]
-    levels = [job.level_for_ratio() if job.spec.ratio is not None else job.level_for_guard() for job, _ in learned]
-    context_probe.probe([latents for _, latents in learned], levels, options)
+    """Try a part of each chunk, where networks decide what it costs; again where the guess was far off."""
+    probed: dict[int, int] = {}
+    for _ in range(_PROBES):
+        latents: list[ContextLatents] = []
+        levels: list[int] = []
+        for job in jobs:
+            level = job.level_for_guard() if job.spec.ratio is None else job.level_for_ratio()
+            if isinstance(job.latents, ContextLatents) and abs(level - probed.get(id(job), -_FAR)) >= _FAR:
+                latents.append(job.latents)
+                levels.append(level)
+                probed[id(job)] = level
+        context_probe.probe(latents, levels, options)
 
 
 def _settle(jobs: Sequence[VAEJob], options: Options) -> None:
