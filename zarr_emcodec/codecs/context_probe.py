@@ -8,7 +8,7 @@ the rest of its chunk, or far from what was trained on, they may cost more than 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,6 @@ class _Probe(NamedTuple):
 
 class _Cost(NamedTuple):
     bits: float
-    inner_bits: float  # of cells that have all neighbours
     squared_error: float  # of latents, in grey levels
 
 
@@ -58,22 +57,8 @@ def probe(items: Sequence[ContextLatents], levels: Sequence[int], options: Optio
         for one, with_hyper, without in zip(group, told, mute, strict=True):
             one.item.silent = frozenset(_not_worth_telling(with_hyper, without))
             chosen = {**with_hyper, **{reach: without[reach] for reach in one.item.silent}}
-            one.item.correct(one.level, _bits_of_a_place(one, list(chosen.values())))
-
-
-def _bits_of_a_place(one: _Probe, costs: Sequence[_Cost]) -> float:
-    """In the whole chunk: cells at the border, of which a part has more, cost more, as they know less."""
-    model, grid = one.item.model, one.latents.shape[2:]
-    bits, inner_bits = sum(cost.bits for cost in costs), sum(cost.inner_bits for cost in costs)
-    of_part, of_whole = _inner_share(grid), _inner_share(one.item.latents.shape[2:])
-    if 0 < of_part < of_whole:
-        bits = inner_bits / of_part * of_whole + (bits - inner_bits) / (1 - of_part) * (1 - of_whole)
-    return bits / (len(one.latents) * places_of(model, one.extent))
-
-
-def _inner_share(grid: Shape) -> float:
-    """Of the cells, those that are not at the border along the last two axes."""
-    return max(grid[-2] - 2, 0) * max(grid[-1] - 2, 0) / (grid[-2] * grid[-1])
+            bits = sum(cost.bits for cost in chosen.values())
+            one.item.correct(one.level, bits / (len(one.latents) * places_of(model, one.extent)))
 
 
 def _not_worth_telling(told: Mapping[int, _Cost], silent: Mapping[int, _Cost]) -> list[int]:
@@ -113,19 +98,12 @@ def _costs(model: ContextModel, group: Sequence[_Probe], silent: bool, options: 
     for reach in sorted({int(piece.turn.reach[0]) for piece in coded.pieces}):  # one for all sections of a turn
         pieces = [piece for piece in coded.pieces if piece.turn.reach[0] == reach]
         sections = np.unique(np.concatenate([piece.turn.sections for piece in pieces]))
-        inner = [piece._replace(symbols=_inner(piece.symbols), table=_inner(piece.table)) for piece in pieces]
-        for i, (mine, middle) in enumerate(zip(by_run(pieces, lengths), by_run(inner, lengths), strict=True)):
+        for i, mine in enumerate(by_run(pieces, lengths)):
             if mine:
                 inside = sections[(sections >= bounds[i]) & (sections < bounds[i + 1])] - bounds[i]
-                bits, inner_bits = (
-                    coder.cost_bits(items, model.tables, backend=options.entropy_backend) for items in (mine, middle)
-                )
-                out[i][reach] = _Cost(bits, inner_bits, float(errors[i][inside].sum()))
+                bits = coder.cost_bits(mine, model.tables, backend=options.entropy_backend)
+                out[i][reach] = _Cost(bits, float(errors[i][inside].sum()))
     return out
-
-
-def _inner(values: NDArray[Any]) -> NDArray[Any]:
-    return values[..., 1:-1, 1:-1]
 
 
 def _gain(model: ContextModel, one: _Probe) -> NDArray[np.float32]:
