@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
@@ -313,6 +314,24 @@ def test_ten_steps_lower_the_loss_and_a_run_resumes_bit_by_bit(ndim: int, source
     loaded, _, steps = load_variable(tmp_path / "a.pt")
     assert steps == 2
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), again.model.parameters(), strict=True))
+
+
+def test_crops_of_several_shapes_take_turns(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = CONFIGS[3].crop
+    deep = (3 * first[0], first[1] // 2, first[2])
+    config = dataclasses.replace(CONFIGS[3], more_crops=(deep,))
+    assert VariableTrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    trainer = VariableTrainer(config, [source], tmp_path / "e.pt")
+    seen: list[tuple[int, ...]] = []
+    forward = trainer.forward
+
+    def watched(grey: Tensor, *rest: Any) -> Any:
+        seen.append(tuple(grey.shape))
+        return forward(grey, *rest)
+
+    monkeypatch.setattr(trainer, "forward", watched)
+    advance(trainer, 4)
+    assert seen == [(config.batch, 1, *first), (round(config.batch / 1.5), 1, *deep)] * 2
 
 
 @DIMENSIONS

@@ -156,6 +156,7 @@ VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
         step_high=800.0,
         crop=(16, 96, 96),
         batch=4,
+        more_crops=((64, 64, 64),),  # or chunks deeper than a cell would be strange to it
         rate=6e-4,
         rate_transforms=6e-4,
         rate_linear=5e-5,

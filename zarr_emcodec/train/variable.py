@@ -46,6 +46,7 @@ class VariableTrainConfig:
     step_high: float = 800.0
     crop: tuple[int, ...] = (192, 192)  # whole cells, several times the receptive field
     batch: int = 8  # each crop at its own level, so that one step sees the whole band
+    more_crops: tuple[tuple[int, ...], ...] = ()  # in turn with the first, as many voxels a batch: other borders
     minutes: float = 90.0  # the budget that the learning rate follows
     rate: float = 1e-3  # Adam, entropy model and steps
     rate_transforms: float = 1e-3  # convolutional paths; gentler where they start trained, they are slow to settle
@@ -64,7 +65,11 @@ class VariableTrainConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> VariableTrainConfig:
         """Inverse of `to_dict`, also from JSON."""
-        return cls(**{**data, "model": VariableConfig.from_dict(data["model"]), "crop": tuple(data["crop"])})
+        shapes = {
+            "crop": tuple(data["crop"]),
+            "more_crops": tuple(tuple(crop) for crop in data.get("more_crops", ())),
+        }
+        return cls(**{**data, "model": VariableConfig.from_dict(data["model"]), **shapes})
 
 
 def known_levels(config: VariableTrainConfig) -> Tensor:
@@ -120,12 +125,10 @@ class VariableTrainer(Budgeted):
         saved = torch.load(checkpoint, map_location=self.device, weights_only=True) if checkpoint.exists() else None
         # a resumed run must not draw the crops of its first minutes again
         seed = config.seed + (saved["step"] if saved else 0)
-        sampler = StackSampler if config.model.reaches else CropSampler
-        self.sampler: CropSampler | VolumeSampler = (
-            sampler(sources, config.crop[0], seed)
-            if len(config.crop) == 2
-            else VolumeSampler(sources, config.crop, seed)
-        )
+        crops = (config.crop, *config.more_crops)
+        self.samplers = [self._sampler(sources, crop, seed + i) for i, crop in enumerate(crops)]
+        self.batches = [max(1, round(config.batch * math.prod(config.crop) / math.prod(crop))) for crop in crops]
+        self.sampler = self.samplers[0]
         if saved:
             self.model.load_state_dict(saved["model"])
             self.optimiser.load_state_dict(saved["optimiser"])
@@ -144,6 +147,11 @@ class VariableTrainer(Budgeted):
         self.random = np.random.default_rng(seed)
         steps = config.model.steps()
         self.levels = np.flatnonzero((steps >= config.step_low) & (steps <= config.step_high))
+
+    def _sampler(self, sources: Sequence[Source], crop: tuple[int, ...], seed: int) -> CropSampler | VolumeSampler:
+        if len(crop) == 3:
+            return VolumeSampler(sources, crop, seed)
+        return (StackSampler if self.config.model.reaches else CropSampler)(sources, crop[0], seed)
 
     @torch.no_grad()
     def _measure_hyper(self) -> None:
@@ -177,10 +185,12 @@ class VariableTrainer(Budgeted):
 
     def _advance(self, share: float) -> dict[str, float]:
         config = self.config
-        if isinstance(self.sampler, StackSampler):
-            grey, order = self._draw_stacks(self.sampler, config.batch // 3)
+        turn = self.step % len(self.samplers)
+        sampler, size = self.samplers[turn], self.batches[turn]
+        if isinstance(sampler, StackSampler):
+            grey, order = self._draw_stacks(sampler, size // 3)
         else:
-            grey, order = self.sampler.batch(config.batch), None
+            grey, order = sampler.batch(size), None
         levels = torch.from_numpy(self.random.choice(self.levels, len(grey) if order is None else len(grey) // 3))
         if order is not None:
             levels = levels.repeat_interleave(3)
