@@ -40,7 +40,7 @@ def write(
 
     Typed loosely: the union of all that indexing may give helps no test.
     """
-    codec = codec or zarr_emcodec.VAECodec(ratio=RATIO)
+    codec = codec or zarr_emcodec.VAECodec(ratio=RATIO, model="vae-2d-s16")
     place: dict[str, Any] = {"zarr_format": 2, "compressors": codec, "filters": None}
     if layout != "v2":
         place = {"zarr_format": 3, "serializer": codec.to_v3(), "compressors": None}

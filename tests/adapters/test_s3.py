@@ -85,7 +85,7 @@ def test_a_small_box_of_a_shard_is_read_by_ranges(words: dict[str, Any], monkeyp
 
 def test_an_embedded_model_lies_beside_the_data(words: dict[str, Any]) -> None:
     url = f"s3://{BUCKET}/embedded.zarr"
-    codec = zarr_emcodec.VAECodec(ratio=RATIO)
+    codec = zarr_emcodec.VAECodec(ratio=RATIO, model="vae-2d-s16")
     zarr_emcodec.create_array(url, data=tissue(4, 64, 64), codec=codec, embed_model=True, storage_options=words)
     folder = f"{BUCKET}/embedded.zarr/{EMBEDDED}/{codec.spec.digest.removeprefix('sha256:')}"
     names = {path.rsplit("/", 1)[-1] for path in s3fs.S3FileSystem(**words).ls(folder)}

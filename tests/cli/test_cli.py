@@ -31,8 +31,8 @@ def run(*words: object, status: int = 0) -> Any:
 def test_the_whole_way_of_a_stack(tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     picture = tmp_path / "look.png"
-    shown = run("compress", SAMPLE, out, "--ratio", 16, "--chunks", "16,64,64", "--shards", "32,64,128",
-                "--threads", 1, "--picture", picture).stdout  # fmt: skip
+    shown = run("compress", SAMPLE, out, "--ratio", 16, "--model", "vae-2d-s16", "--chunks", "16,64,64",
+                "--shards", "32,64,128", "--threads", 1, "--picture", picture).stdout  # fmt: skip
     for words in ("x smaller", "8 latent", "PSNR", "SSIM", "vae-2d-s16@", "MB/s"):
         assert words in shown
     assert picture.exists()

@@ -19,7 +19,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {"v2": {"zarr_format": 2}, "v3": {}, "shard
 def masters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("masters")
     for name, words in LAYOUTS.items():
-        compress(SAMPLE, folder / name, ratio=8, chunks=CHUNKS, verify=False, **words)
+        compress(SAMPLE, folder / name, ratio=8, model="vae-2d-s16", chunks=CHUNKS, verify=False, **words)
     return {name: folder / name for name in LAYOUTS}
 
 

@@ -235,7 +235,8 @@ def test_what_is_no_codec_of_ours_is_refused(codec: Any) -> None:
 
 
 def test_a_plan_of_a_stack_writes_nothing(tmp_path: Path) -> None:
-    made = plan(SAMPLE, tmp_path / "out.zarr", 16, chunks=(16, 64, 64), shards=(32, 64, 128), samples=2)
+    spec = VAESpec(ratio=16, model="vae-2d-s16")
+    made = plan(SAMPLE, tmp_path / "out.zarr", spec, chunks=(16, 64, 64), shards=(32, 64, 128), samples=2)
     assert (made.shape, made.dtype, made.chunks, made.shards) == ((32, 128, 128), "uint8", (16, 64, 64), (32, 64, 128))
     assert (made.grid, made.n_blocks) == ((1, 2, 1), 2)
     assert made.destination == str(tmp_path / "out.zarr")

@@ -12,7 +12,7 @@ import zarr
 
 from tests.volumes import as_dtype, fibsem
 from zarr_emcodec.adapters import arrays
-from zarr_emcodec.codecs import vae_encode
+from zarr_emcodec.codecs import VAESpec, vae_encode
 from zarr_emcodec.errors import JobError, MissingExtraError, SpecError
 from zarr_emcodec.frame import inspect
 from zarr_emcodec.jobs import preview as previews
@@ -193,7 +193,8 @@ def test_one_array_holds_several_codecs_and_exact_background(layout: str, tmp_pa
     np.save(tmp_path / "mask.npy", mask)
     inside = np.repeat(np.repeat(np.repeat(mask, 16, 0), 16, 1), 16, 2)
     roi = np.s_[20:24, 100:101, 3:4]
-    made = plan(SAMPLE, "x", 300, chunks=CHUNKS, regions=[(roi, 8)], tissue=tmp_path / "mask.npy", samples=99,
+    poor, rich = VAESpec(ratio=300, model="vae-2d-s32"), VAESpec(ratio=8, model="vae-2d-s16")
+    made = plan(SAMPLE, "x", poor, chunks=CHUNKS, regions=[(roi, rich)], tissue=tmp_path / "mask.npy", samples=99,
                 **LAYOUTS[layout])  # fmt: skip
     read = execute(made, tmp_path / "out.zarr")
     decoded = np.asarray(read[...])

@@ -18,6 +18,7 @@ from zarr.storage import LocalStore
 
 from tests.jobs.recompressing import CHUNKS, SHARDS, Death, dying, small_plan, source_of, stored
 from tests.volumes import as_dtype, fibsem
+from zarr_emcodec.codecs import VAESpec
 from zarr_emcodec.errors import JobError, PlanMismatchError, SpecError
 from zarr_emcodec.jobs import block, destination, store
 from zarr_emcodec.jobs.demo import SAMPLE
@@ -353,10 +354,10 @@ def test_regions_and_tissue_are_written_into_one_array(tmp_path: Path) -> None:
     made = plan(
         tmp_path / "in.npy",
         tmp_path / "out.zarr",
-        64,
+        VAESpec(ratio=64, model="vae-2d-s32"),
         chunks=(16, 64, 64),
         shards=None,
-        regions=[([(slice(0, 16), slice(0, 64), slice(0, 64))], 8)],
+        regions=[([(slice(0, 16), slice(0, 64), slice(0, 64))], VAESpec(ratio=8, model="vae-2d-s16"))],
         tissue=tmp_path / "mask.npy",
         samples=0,
     )

@@ -246,10 +246,6 @@ def code_sections(
         mine = places[turn.sections] if len(turn.sections) < len(places) else places
         gain = _over_grid(model.gain[each[turn.sections]], grid)[:, None]
         per_step = np.reciprocal(gain)
-        if card.reaches:
-            told = hyper_latents(model, mine, references, gain, options)
-        else:
-            told = joined[:, : card.hyper]
 
         def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> Symbols:
             scaled = mine[:, bounds[number] : bounds[number + 1]] * per_step
@@ -257,8 +253,13 @@ def code_sections(
             pieces.append(Piece(turn, symbols, table))
             return symbols
 
-        hyper = sections.round_hyper(told)
-        hyper[mute[owner[turn.sections], turn.reach]] = 0
+        quiet = mute[owner[turn.sections], turn.reach]
+        if quiet.all():  # what is not stored need not be known
+            hyper = np.zeros((len(quiet), card.hyper, *grid), np.int32)
+        else:
+            told = hyper_latents(model, mine, references, gain, options) if card.reaches else joined[:, : card.hyper]
+            hyper = sections.round_hyper(told)
+            hyper[quiet] = 0
         pieces.append(Piece(turn, hyper, sections.hyper_table))
         return sections.walk(hyper, decide)
 
