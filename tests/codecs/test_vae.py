@@ -87,15 +87,26 @@ def test_auto_takes_the_model_whose_range_holds_the_ratio(words: dict[str, Any])
         card = find_model(spec.digest).card
         assert spec.model == card.id
         assert card.ratio_range[0] <= ratio <= card.ratio_range[1]
-        rivals = [c for c in cards if c.ratio_range[0] <= ratio <= c.ratio_range[1]]
-        wanted = 3 if "voxel_nm" in words and any(c.ndim == 3 for c in rivals) else 2
-        assert card.ndim == wanted
-        rivals = [c for c in rivals if c.ndim == wanted]
+        rivals = [c for c in cards if c.auto and c.auto[0] <= ratio <= c.auto[1]]
+        if "voxel_nm" not in words:
+            rivals = [c for c in rivals if c.ndim == 2 and not (c.context and c.context.reaches)]
+        rivals = [c for c in rivals if c.ndim == 3] or rivals
+        assert card in rivals
         assert (card.context is not None) == any(c.context is not None for c in rivals)
         alike = [c for c in rivals if (c.context is None) == (card.context is None)]
         assert all(card.ratio_range[0] >= rival.ratio_range[0] for rival in alike)
         alike = [c for c in alike if c.ratio_range[0] == card.ratio_range[0]]
         assert all(card.mac_per_voxel["decode"] >= rival.mac_per_voxel["decode"] for rival in alike)
+
+
+def test_sections_refer_to_one_another_where_they_are_alike() -> None:
+    def refers(**words: Any) -> bool:
+        context = find_model(VAESpec(**words).digest).card.context
+        return context is not None and context.reaches > 0
+
+    assert refers(ratio=8, voxel_nm=(8, 8, 8))
+    assert not refers(ratio=64, voxel_nm=(8, 8, 8))  # volumes are
+    assert not any(refers(ratio=8, **words) for words in ({}, {"voxel_nm": (40, 4, 4)}))
 
 
 def test_a_quality_alone_takes_the_model_that_reaches_highest() -> None:

@@ -35,6 +35,7 @@ def test_a_card_reads_back() -> None:
     assert (card.name, card.version, card.codec, card.ndim) == ("tiny", 1, "vae", 2)
     assert (card.stride, card.channels, card.levels) == ((4, 4), 16, 16)
     assert (card.decoder_halo, card.encoder_halo, card.ratio_range) == ((1, 1), (0, 0), (2.0, 200.0))
+    assert card.auto == card.ratio_range
     assert card.decoder_files == DATA["decoder"]["files"]
     assert hash(card) == hash(parse_card(json.dumps(DATA), "card"))
 
@@ -83,7 +84,7 @@ WRONG = [
     ("decoder.halo", [-1, 0]), ("decoder.halo", KeyError), ("decoder.odd", float("inf")), ("decoder.odd", "\ud800"),
     ("encoder.files", KeyError), ("encoder.files", {"/etc/passwd": "0" * 64, "encoder.onnx": "0" * 64}),
     ("ratio_range", KeyError), ("ratio_range", [8]), ("ratio_range", [8, 4]), ("ratio_range", [0, 4]),
-    ("ratio_range", [1, 10**400]), ("mac_per_voxel", {"encode": -1}), ("voxel_nm", [4]), ("licence", 3),
+    ("ratio_range", [1, 10**400]), ("auto", [8]), ("auto", "no"), ("auto", None), ("mac_per_voxel", {"encode": -1}), ("voxel_nm", [4]), ("licence", 3),
 ]  # fmt: skip
 
 

@@ -25,8 +25,9 @@ class VAESpec(Spec):
     ratio : float, optional
         Raw bytes over stored bytes of each chunk: never below, at most about 10 % above. 32 unless a guard is given.
     model : str
-        "auto" (of the models whose range holds the ratio the one that keeps most; for sections unless `voxel_nm` is
-        near isotropic; none that is made for speed), a name such as "vae-2d-s16", "name@version", or "sha256:<hex>".
+        "auto" (of the models whose range holds the ratio the one that keeps most: of sections one by one, or, where
+        `voxel_nm` is near isotropic, of volumes or of sections that refer to one another; none that is made for
+        speed), a name such as "vae-2d-s16", "name@version", or "sha256:<hex>".
     effort : int
         0 to 9: how long latents are refined through the decoder, chunk by chunk. Needs torch; encoding takes minutes a
         megavoxel at 9, decoding does not change. For models with a learned entropy model; others ignore it.
@@ -80,12 +81,19 @@ class VAESpec(Spec):
             return find_model("vae").card  # raises, naming the folders that were searched
         if self.mode == "nominal":
             cards = [card for card in cards if card.context is None]
-        fitting = [c for c in cards if self.ratio is None or c.ratio_range[0] <= self.ratio <= c.ratio_range[1]]
-        if not fitting:
+        cards = [c for c in cards if self.ratio is None or c.ratio_range[0] <= self.ratio <= c.ratio_range[1]]
+        if not cards:
             raise SpecError(f"no model covers ratio {self.ratio:g}. {self._others()}", name="ratio", value=self.ratio)
-        ndim = axes_to_code(self.voxel_nm)
-        fitting = [card for card in fitting if card.ndim == ndim] or [c for c in fitting if c.ndim == 2] or fitting
+        isotropic = axes_to_code(self.voxel_nm) == 3
+        # unlike sections say little of each other, and any one of them would be read with its references
+        alone = [c for c in cards if c.ndim == 2 and not (c.context and c.context.reaches)]
+        fitting = [c for c in (cards if isotropic else alone) if self._is_offered(c)] or alone or cards
+        if isotropic:
+            fitting = [c for c in fitting if c.ndim == 3] or fitting
         return max(fitting, key=self._rank)
+
+    def _is_offered(self, card: Card) -> bool:
+        return self.ratio is None or (card.auto is not None and card.auto[0] <= self.ratio <= card.auto[1])
 
     def _rank(self, card: Card) -> tuple[bool, float, float, int]:
         """What is better: a learned entropy model, then what the ratio asks for, then the larger network."""

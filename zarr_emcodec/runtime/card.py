@@ -68,8 +68,9 @@ class Card:
         What a model of codec "inr" says of the networks that its frames bring along.
     context : ContextCard or None
         What a model of codec "vae" with a learned entropy model says of it.
-    auto : bool
-        False of models that are made for speed: ``model="auto"`` leaves them out, they are asked for by name.
+    auto : (float, float) or None
+        Ratios at which ``model="auto"`` may take it, the whole range where the file says nothing. None, false in the
+        file, of models that are asked for by name.
     extra : mapping
         Keys that this version does not know.
     """
@@ -94,7 +95,7 @@ class Card:
     inr: InrCard | None
     context: ContextCard | None
     measured: Mapping[str, Any] = field(hash=False, repr=False)
-    auto: bool
+    auto: tuple[float, float] | None
     extra: Mapping[str, Any] = field(hash=False, repr=False)
 
     @property
@@ -208,6 +209,8 @@ def _read(reader: CardReader, data: Mapping[str, Any]) -> Card:
     free = {name: reader.mapping(data.get(name, {}), name) for name in _FREE}
     for name in ("voxel_nm", "mac_per_voxel"):
         reader.numbers(free[name], name)
+    ratio_range = reader.span(data.get("ratio_range"), "ratio_range")
+    auto = data.get("auto", True)
     return Card(
         id=reader.text(data.get("id"), "id", _ID),
         codec=codec,
@@ -220,12 +223,12 @@ def _read(reader: CardReader, data: Mapping[str, Any]) -> Card:
         decoder_halo=reader.per_axis(decoder.get("halo"), "decoder.halo", ndim, 0, _MAX_HALO),
         encoder_files=reader.files(encoder.get("files"), "encoder.files", "encoder.onnx") if encoder else {},
         encoder_halo=reader.per_axis(encoder.get("halo", [0] * ndim), "encoder.halo", ndim, 0, _MAX_HALO),
-        ratio_range=reader.span(data.get("ratio_range"), "ratio_range"),
+        ratio_range=ratio_range,
         licence=reader.text(data.get("licence", ""), "licence", None),
         tokens=tokens,
         inr=inr,
         context=read_context(reader, decoder, encoder, ndim, channels) if codec == "vae" else None,
-        auto=data.get("auto", True) is not False,
+        auto=(ratio_range if auto else None) if isinstance(auto, bool) else reader.span(auto, "auto"),
         extra={key: value for key, value in data.items() if key not in known},
         **free,
     )

@@ -58,7 +58,7 @@ def export(
     ratio_range: tuple[float, float],
     sources: Sequence[Source],
     licence: str = "BSD-3-Clause",
-    auto: bool = True,
+    auto: tuple[float, float] | bool = True,
 ) -> dict[str, Any]:
     """Write a model directory.
 
@@ -76,8 +76,8 @@ def export(
         The training volumes: their statistics choose the tables, their held-out sections are measured.
     licence : str
         Of the weights.
-    auto : bool
-        Whether ``model="auto"`` may take it.
+    auto : bool or (float, float)
+        Whether ``model="auto"`` may take it, and at which of its ratios.
 
     Returns
     -------
@@ -91,8 +91,8 @@ def export(
         networks = _networks(model, config)
         arrays = _first_tables(model, config)
         card = _card(model, config, f"{name}@{version}", ratio_range, licence)
-    if not auto:
-        card["auto"] = False
+    if auto is not True:
+        card["auto"] = list(auto) if auto else False
     card["training"] = training_facts(config.to_dict(), steps_taken, sources)
     _write(folder, card, networks, arrays)
     _settle_tables(folder, arrays, [_raw_crop(sampler) for _ in range(_CROPS[config.model.ndim])])
@@ -342,7 +342,7 @@ def main() -> None:
     """``python -m zarr_emcodec.train.export_variable``: one checkpoint to one model directory."""
     import argparse
 
-    from zarr_emcodec.train.recipes import BY_NAME, VARIABLE_RATIOS, VARIABLE_RECIPES, standard_sources
+    from zarr_emcodec.train.recipes import AUTO, VARIABLE_RATIOS, VARIABLE_RECIPES, standard_sources
 
     parser = argparse.ArgumentParser(prog="python -m zarr_emcodec.train.export_variable", description=main.__doc__)
     parser.add_argument("recipe", choices=sorted(VARIABLE_RECIPES))
@@ -369,7 +369,7 @@ def main() -> None:
         version=args.version,
         ratio_range=VARIABLE_RATIOS[args.recipe],
         sources=sources,
-        auto=args.recipe not in BY_NAME,
+        auto=AUTO[args.recipe],
     )
     print(json.dumps({key: card[key] for key in ("id", "digest", "parameters", "mac_per_voxel", "ratio_range")}))
 
