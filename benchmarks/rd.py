@@ -11,7 +11,7 @@ SSIM: mean over sections. Peers take uint8; of another volume only our curve is 
 
 Volumes with cubic voxels, against codecs that predict over z:
 
-    python benchmarks/rd.py fib_medulla_64.tif --models vae-3d --chunk 16 512 512 \\
+    python benchmarks/rd.py fib_medulla_64.tif --models auto,vae-3d --voxel-nm 10 10 10 --chunk 16 512 512 \\
         --peers hevc_inter,av1_inter --suffix _3d16          # and --chunk 64 512 512 --suffix _3d64
 
 A JSON and a PNG per volume go to --out. Peers take minutes: --reuse takes their points from earlier records of the
@@ -87,7 +87,11 @@ def peer_curve(
 def our_curve(volume: Volume, chunk: Shape3, model: str, args: argparse.Namespace) -> dict[str, Any]:
     """Our curve with one model, or with the model picked by the ratio ("auto")."""
     label = "zarr_emcodec" if model == "auto" else f"zarr_emcodec, {model}"
-    curve = ours.sweep(volume, chunk, args.ratios, model=model, window=args.window, effort=args.effort)
+    words = {"window": args.window, "effort": args.effort}
+    if model == "auto" and args.voxel_nm:
+        label += ", voxel_nm=({:g}, {:g}, {:g})".format(*args.voxel_nm)
+        words["voxel_nm"] = tuple(args.voxel_nm)
+    curve = ours.sweep(volume, chunk, args.ratios, model=model, **words)
     if args.effort:
         label += f", effort {args.effort}"
     return {"label": label, "ours": True, **curve}
@@ -128,6 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", default=STILL, help=f"comma-separated, or '' for none: {', '.join(peers.PEERS)}")
     parser.add_argument("--effort", type=int, default=0, help="of our encoder")
     parser.add_argument("--sections", type=int, help="measure the first sections only")
+    parser.add_argument("--voxel-nm", nargs=3, type=float, metavar=("Z", "Y", "X"), help='what "auto" is told')
     parser.add_argument("--window", nargs=2, type=float, metavar=("LO", "HI"), help="grey range of a 16-bit volume")
     parser.add_argument("--threads", type=int, default=1, help="of one call of our codec")
     parser.add_argument("--jobs", type=int, default=1, help="points of a peer measured at once")
