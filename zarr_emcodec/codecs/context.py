@@ -326,7 +326,7 @@ class Sections:
             return model.run(part, piece, self.options)
 
         voxels = math.prod(model.card.stride)
-        for run in (runs := whole_runs(n, math.prod(self.grid) * voxels, self.options)):
+        for run in (runs := whole_runs(n, self.grid, voxels, self.options)):
             piece = {key: values[run] for key, values in told.items()}
             out = call({"known": np.ascontiguousarray(known[run]), **piece})
             yield run, np.ascontiguousarray(out)  # a runtime may leave axes as its last step turned them

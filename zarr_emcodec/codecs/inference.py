@@ -18,6 +18,9 @@ from zarr_emcodec._types import Shape
 from zarr_emcodec.runtime import Model, Options
 from zarr_emcodec.runtime.model import Part
 
+VOLUME_BLOCKS = 4
+"""Volumes fill up to so many times ``block_voxels``: chunks of 16 x 512 x 512 or 64 x 256 x 256 voxels are one call."""
+
 
 class Feed(NamedTuple):
     """One input or output of a network over a grid of cells.
@@ -146,15 +149,15 @@ def in_pieces(
     cell_voxels : int
         What a cell counts towards ``block_voxels``.
     options : Options
-        ``block_voxels`` bounds one call.
+        ``block_voxels`` bounds one call; see `call_voxels`.
     """
     n = len(out.array)
-    if runs := whole_runs(n, math.prod(grid) * cell_voxels, options):
+    if runs := whole_runs(n, grid, cell_voxels, options):
         for run in runs:
             out.array[run] = call({key: _contiguous(feed.array[run]) for key, feed in inputs.items()})
         return
     assert out.scale is not None
-    edges = _tile_edges(grid, halo, cell_voxels, options.block_voxels)
+    edges = _tile_edges(grid, halo, cell_voxels, call_voxels(len(grid), options.block_voxels))
     for tile in transform.tiles(grid, edges, halo):
         inner: Any = (0, ..., *transform.scaled(tile.inner, out.scale))
         for i in range(n):
@@ -163,9 +166,18 @@ def in_pieces(
             out.array[target] = call(piece)[inner]
 
 
-def whole_runs(n: int, voxels: int, options: Options) -> list[slice]:
-    """Runs of n sections or volumes of so many voxels that go through a call together; none where not one fits."""
-    if voxels > options.block_voxels:
+def call_voxels(ndim: int, block_voxels: int) -> int:
+    """Most voxels in one call: more of volumes, as most of a small tile in three dimensions would be its halo."""
+    return block_voxels * (VOLUME_BLOCKS if ndim == 3 else 1)
+
+
+def whole_runs(n: int, grid: Shape, cell_voxels: int, options: Options) -> list[slice]:
+    """Runs of n whole sections or volumes that go through a call together; none where not one fits.
+
+    As of `in_pieces`; of volumes that fill ``block_voxels`` each is a call.
+    """
+    voxels = math.prod(grid) * cell_voxels
+    if voxels > call_voxels(len(grid), options.block_voxels):
         return []
     many = max(1, options.block_voxels // voxels)
     return [slice(i, min(i + many, n)) for i in range(0, n, many)]

@@ -108,13 +108,14 @@ def project(
     """
     raw, chunk_voxels = math.prod(block) * itemsize, math.prod(chunks)
     density = max(map(_latents_per_voxel, configs))
+    call = max(_call_voxels(config, block_voxels) for config in configs)
     encode = _GREY + 2 * itemsize + _LATENT_ENCODE * density
     decode = _GREY + itemsize + _LATENT_DECODE * density
     guarded = any(_is_guarded(config) for config in configs)
     coded = max(_coded_bytes(config, raw) for config in configs)
     held = {
         "process": _PROCESS,
-        "networks": threads * _NETWORK_PER_VOXEL * min(block_voxels, 2 * chunk_voxels),
+        "networks": threads * _NETWORK_PER_VOXEL * min(call, 2 * chunk_voxels),
         "block": raw,
         "source's cache": source_held,
     }
@@ -161,6 +162,14 @@ def _source_bytes(block: Shape, source_chunks: Shape | None, itemsize: int) -> i
         return 0
     touched = math.prod(-(-b // s) + 1 for b, s in zip(block, source_chunks, strict=True))
     return 2 * min(touched, _AT_ONCE) * math.prod(source_chunks) * itemsize
+
+
+def _call_voxels(config: Mapping[str, Any], block_voxels: int) -> int:
+    """Of one inference call of the codec's model."""
+    from zarr_emcodec.codecs.inference import call_voxels
+    from zarr_emcodec.runtime import find_model
+
+    return call_voxels(find_model(str(config["digest"])).card.ndim, block_voxels)
 
 
 def _latents_per_voxel(config: Mapping[str, Any]) -> float:

@@ -54,7 +54,7 @@ class Options:
     max_chunk_bytes : int
         The largest chunk that a frame may claim.
     block_voxels : int
-        Voxels in one inference call, at least 1024; bounds memory, not results.
+        Voxels in one inference call, at least 1024, four times as many of volumes; bounds memory, not results.
     entropy_backend : {None, "numpy", "numba"}
         None takes numba where it is installed.
     tier : {None, "top", "prior", "full"}
