@@ -84,7 +84,8 @@ WRONG = [
     ("decoder.halo", [-1, 0]), ("decoder.halo", KeyError), ("decoder.odd", float("inf")), ("decoder.odd", "\ud800"),
     ("encoder.files", KeyError), ("encoder.files", {"/etc/passwd": "0" * 64, "encoder.onnx": "0" * 64}),
     ("ratio_range", KeyError), ("ratio_range", [8]), ("ratio_range", [8, 4]), ("ratio_range", [0, 4]),
-    ("ratio_range", [1, 10**400]), ("auto", [8]), ("auto", "no"), ("auto", None), ("mac_per_voxel", {"encode": -1}), ("voxel_nm", [4]), ("licence", 3),
+    ("ratio_range", [1, 10**400]), ("auto", [8]), ("auto", "no"), ("auto", None),
+    ("mac_per_voxel", {"encode": -1}), ("voxel_nm", [4]), ("licence", 3),
 ]  # fmt: skip
 
 
