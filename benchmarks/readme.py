@@ -109,10 +109,11 @@ def job_rows(results: Path) -> list[str]:
 
 
 def speed_rows(results: Path) -> list[str]:
-    """MB/s both ways of each codec on one chunk."""
-    (path,) = sorted(results.glob("speed_*.json"))
+    """MB/s both ways of each codec on one chunk: beside peers first, then of models measured without them."""
+    found = [json.loads(path.read_text(encoding="utf-8"))["codecs"] for path in sorted(results.glob("speed_*.json"))]
+    found.sort(key=lambda cases: all(case["codec"] != "peer" for case in cases))
     rows = []
-    for case in json.loads(path.read_text(encoding="utf-8"))["codecs"]:
+    for case in (case for cases in found for case in cases):
         if case["codec"] == "peer":
             label = case["label"]
         else:
