@@ -176,9 +176,9 @@ def tables(results: Path) -> str:
             parts += _depth_tables(results)
     parts += [
         'No network saw these sections in training. Ours count every stored byte, the others their payload. "Bytes '
-        'against HEVC": BD-rate to HEVC intra, 8x to 256x, negative is better. `vae-2d-fast` knows the other sections '
-        "of a chunk, as the codecs that predict over z do; JPEG to HEVC intra do not. A blank: the codec does not get "
-        "there. "
+        'against HEVC": BD-rate to HEVC intra, 8x to 256x, negative is better. `vae-2d-best` and `vae-2d-fast` know '
+        "the other sections of a chunk, as the codecs that predict over z do; JPEG to HEVC intra do not. A blank: the "
+        "codec does not get there. "
         f"Pictures and records: [benchmarks/results]({_link(results)}).",
         f"![PSNR and SSIM over ratio]({_link(results / 'rd_fib_medulla_64.png')})",
         "\n".join(
