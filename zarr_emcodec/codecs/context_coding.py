@@ -254,18 +254,43 @@ def code_sections(
             return symbols
 
         quiet = mute[owner[turn.sections], turn.reach]
-        if quiet.all():  # what is not stored need not be known
-            hyper = np.zeros((len(quiet), card.hyper, *grid), np.int32)
-        else:
-            told = hyper_latents(model, mine, references, gain, options) if card.reaches else joined[:, : card.hyper]
-            hyper = sections.round_hyper(told)
-            hyper[quiet] = 0
+        hyper = hyper_symbols(sections, mine, joined[:, : model.first_latent], references, gain, quiet, options)
         pieces.append(Piece(turn, hyper, sections.hyper_table))
         return sections.walk(hyper, decide)
 
     flat = [count for mine in counts for count in mine]
     values = Walk(model, each, change, flat, grid, extent, options).run(code)
     return Coded(pieces, values)
+
+
+def hyper_symbols(
+    sections: Sections,
+    places: NDArray[np.float32],
+    alone: NDArray[np.float32],
+    references: References,
+    gain: NDArray[np.float32],
+    quiet: NDArray[np.bool_],
+    options: Options,
+) -> Symbols:
+    """Hyper-latents of some sections as they are stored, (n, Z, \\*grid).
+
+    Parameters
+    ----------
+    sections : Sections
+    places, references, gain, options
+        As of `hyper_latents`.
+    alone : ndarray, shape (n, Z, \\*grid), float32
+        Before a level's gain, of models whose sections know nothing of each other; of others it is not looked at.
+    quiet : ndarray, shape (n,), bool
+        Sections without any.
+    """
+    card = sections.model.card
+    if quiet.all():  # what is not stored need not be known
+        return np.zeros((len(quiet), card.hyper, *places.shape[3:]), np.int32)
+    told = hyper_latents(sections.model, places, references, gain, options) if card.reaches else alone
+    symbols = sections.round_hyper(told)
+    symbols[quiet] = 0
+    return symbols
 
 
 def hyper_latents(

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zarr_emcodec._types import Symbols
 from zarr_emcodec.codecs.context import FRACTION, ContextModel, References, Sections
-from zarr_emcodec.codecs.context_coding import ContextLatents, hyper_latents, quantise_in_context
+from zarr_emcodec.codecs.context_coding import ContextLatents, hyper_symbols, quantise_in_context
 from zarr_emcodec.codecs.context_order import Turn, part_counts
 from zarr_emcodec.codecs.context_walk import Walk
 from zarr_emcodec.codecs.quantise import HALF_WIDTH, PRICE
@@ -100,7 +99,7 @@ class _Descent:
         self.torch, self.network, self.options = torch, network, options
         self.model: ContextModel = item.model
         self.level, self.extent, self.references = level, item.extent, references
-        self.silent = int(references.reach[0]) in item.silent
+        self.quiet = np.isin(references.reach, list(item.silent))
         model, card = item.model, item.model.card
         self.grid = latents.shape[2:]
         self.gain = model.gain[level].reshape(1, 1, -1, *[1] * len(self.grid))
@@ -166,17 +165,10 @@ class _Descent:
             found.append((mean * np.float32(1 / FRACTION), table, symbols))
             return symbols
 
-        sections.walk(self._told(sections, values), decide)
+        places = values * self.gain
+        hyper = hyper_symbols(sections, places, self.hyper, self.references, self.gain, self.quiet, self.options)
+        sections.walk(hyper, decide)
         return _State(*(np.concatenate(parts, 1) for parts in zip(*found, strict=True)))
-
-    def _told(self, sections: Sections, values: NDArray[np.float32]) -> Symbols:
-        """The hyper-latents that the encoder will store for values in steps."""
-        if self.silent:
-            return np.zeros((1, self.model.card.hyper, *self.grid), np.int32)
-        told = self.hyper
-        if self.model.card.reaches:
-            told = hyper_latents(self.model, values * self.gain, self.references, self.gain, self.options)
-        return sections.round_hyper(told)
 
     def _cost(self, state: _State) -> tuple[float, NDArray[np.float32]]:
         """Lagrangian in squared grey levels, and the slope of its distortion for each latent in steps."""

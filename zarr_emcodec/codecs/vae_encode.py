@@ -26,7 +26,7 @@ from zarr_emcodec.runtime import Options
 
 _HEADER_BYTES = 33  # header of a latent frame with a window, and the count of its table
 _REFINED_LEVELS = 3  # a chunk whose latents were refined fits a finer level, which they are then refined for
-_PROBES, _FAR = 2, 5  # so many, of levels so far apart: a fifth of the bytes
+_FAR = 5  # levels from the guess, a fifth of the bytes: what was probed there says little
 _WORTH_A_LEVEL = 1.035  # frames grow by 3 to 4 % from one level to the next finer one
 
 
@@ -122,17 +122,16 @@ def _analyse(jobs: Sequence[VAEJob], options: Options) -> None:
 
 def _probe(jobs: Sequence[VAEJob], options: Options) -> None:
     """Try a part of each chunk, where networks decide what it costs; again where the guess was far off."""
-    probed: dict[int, int] = {}
-    for _ in range(_PROBES):
-        latents: list[ContextLatents] = []
-        levels: list[int] = []
-        for job in jobs:
-            level = job.level_for_guard() if job.spec.ratio is None else job.level_for_ratio()
-            if isinstance(job.latents, ContextLatents) and abs(level - probed.get(id(job), -_FAR)) >= _FAR:
-                latents.append(job.latents)
-                levels.append(level)
-                probed[id(job)] = level
-        context_probe.probe(latents, levels, options)
+    learned = [(job, job.latents) for job in jobs if isinstance(job.latents, ContextLatents)]
+    levels = [_first_level(job) for job, _ in learned]
+    context_probe.probe([latents for _, latents in learned], levels, options)
+    corrected = [_first_level(job) for job, _ in learned]
+    far = [i for i, level in enumerate(corrected) if abs(level - levels[i]) >= _FAR]
+    context_probe.probe([learned[i][1] for i in far], [corrected[i] for i in far], options)
+
+
+def _first_level(job: VAEJob) -> int:
+    return job.level_for_ratio() if job.spec.ratio is not None else job.level_for_guard()
 
 
 def _settle(jobs: Sequence[VAEJob], options: Options) -> None:
