@@ -17,6 +17,7 @@ from zarr_emcodec.jobs.report import Record
 
 if TYPE_CHECKING:
     from zarr_emcodec._types import Shape
+    from zarr_emcodec.runtime import Card
 
 _PROCESS = (
     400_000_000  # interpreter, numpy, zarr, dask's worker, an inference runtime, the entropy coder's machine code
@@ -106,9 +107,13 @@ def project(
     -------
     Memory
     """
+    from zarr_emcodec.codecs.inference import call_voxels
+    from zarr_emcodec.runtime import find_model
+
     raw, chunk_voxels = math.prod(block) * itemsize, math.prod(chunks)
-    density = max(map(_latents_per_voxel, configs))
-    call = max(_call_voxels(config, block_voxels) for config in configs)
+    cards = [find_model(str(config["digest"])).card for config in configs]
+    density = max(map(_latents_per_voxel, cards))
+    call = call_voxels(max(card.ndim for card in cards), block_voxels)
     encode = _GREY + 2 * itemsize + _LATENT_ENCODE * density
     decode = _GREY + itemsize + _LATENT_DECODE * density
     guarded = any(_is_guarded(config) for config in configs)
@@ -164,19 +169,8 @@ def _source_bytes(block: Shape, source_chunks: Shape | None, itemsize: int) -> i
     return 2 * min(touched, _AT_ONCE) * math.prod(source_chunks) * itemsize
 
 
-def _call_voxels(config: Mapping[str, Any], block_voxels: int) -> int:
-    """Of one inference call of the codec's model."""
-    from zarr_emcodec.codecs.inference import call_voxels
-    from zarr_emcodec.runtime import find_model
-
-    return call_voxels(find_model(str(config["digest"])).card.ndim, block_voxels)
-
-
-def _latents_per_voxel(config: Mapping[str, Any]) -> float:
-    """Of the codec's model; 1, the most there is, where its card does not tell."""
-    from zarr_emcodec.runtime import find_model
-
-    card = find_model(str(config["digest"])).card
+def _latents_per_voxel(card: Card) -> float:
+    """Of a codec's model; 1, the most there is, where its card does not tell."""
     channels = getattr(card, "channels", 0)
     return channels / math.prod(card.stride) if channels else 1.0
 

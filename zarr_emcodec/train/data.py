@@ -6,6 +6,7 @@ memory in its own dtype. Which sections are held out for validation is decided h
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,6 +336,17 @@ class VolumeSampler:
         if rng.random() < 0.15:
             x = x + torch.from_numpy(rng.normal(0, rng.uniform(1, 8), tuple(x.shape)).astype(np.float32))
         return x.clamp(0, 255).contiguous()
+
+
+def another_crop(sampler: CropSampler | VolumeSampler, crop: tuple[int, ...], seed: int) -> CropSampler | VolumeSampler:
+    """A sampler of crops of another shape from the same volumes, which are not read again."""
+    other = copy.copy(sampler)
+    if isinstance(other, VolumeSampler):
+        other.crop = crop
+    else:
+        other.crop = crop[0]
+    other.random = np.random.default_rng(seed)
+    return other
 
 
 def grey_window(volume: NDArray[np.generic]) -> tuple[float, float]:

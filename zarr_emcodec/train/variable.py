@@ -19,7 +19,7 @@ from zarr_emcodec.train.arch.context import Coded
 from zarr_emcodec.train.arch.vae2d import ArchConfig, VAE2d
 from zarr_emcodec.train.arch.variable import LEVELS, VariableConfig, VariableVAE
 from zarr_emcodec.train.arch.vqvae import VQVAE
-from zarr_emcodec.train.data import CropSampler, Source, StackSampler, VolumeSampler
+from zarr_emcodec.train.data import CropSampler, Source, StackSampler, VolumeSampler, another_crop
 from zarr_emcodec.train.klt import fit_block_klt, fit_klt
 from zarr_emcodec.train.loop import Budgeted
 from zarr_emcodec.train.losses import LAMBDA, rate_distortion
@@ -126,9 +126,10 @@ class VariableTrainer(Budgeted):
         # a resumed run must not draw the crops of its first minutes again
         seed = config.seed + (saved["step"] if saved else 0)
         crops = (config.crop, *config.more_crops)
-        self.samplers = [self._sampler(sources, crop, seed + i) for i, crop in enumerate(crops)]
+        self.sampler = self._sampler(sources, config.crop, seed)
+        more = (another_crop(self.sampler, crop, seed + i) for i, crop in enumerate(config.more_crops, 1))
+        self.samplers = [self.sampler, *more]
         self.batches = [max(1, round(config.batch * math.prod(config.crop) / math.prod(crop))) for crop in crops]
-        self.sampler = self.samplers[0]
         if saved:
             self.model.load_state_dict(saved["model"])
             self.optimiser.load_state_dict(saved["optimiser"])
