@@ -25,7 +25,7 @@ def test_a_part_tells_what_the_whole_costs(name: str) -> None:
     assert found[0].size <= 0.26 * item.latents.size
     for level in (10, 30):
         item.correct(level, 1e-3)  # whatever was guessed before
-        context_probe.probe([item], [level], Options())
+        context_probe.probe([item], [level].__getitem__, Options())
         assert item.estimated_bytes(level, "entropy") == pytest.approx(bytes_at(item, level), rel=0.05)
 
 
@@ -35,10 +35,10 @@ def test_chunks_are_corrected_together_as_alone() -> None:
     together = [latents_of(volume[tuple(map(slice, shape))], FLAT) for shape in shapes]
     assert [item.part() is None for item in together] == [False, False, False, True]
     levels = [20, 25, 30, 20]
-    context_probe.probe(together, levels, Options())
+    context_probe.probe(together, levels.__getitem__, Options())
     for shape, item, level in zip(shapes, together, levels, strict=True):
         alone = latents_of(volume[tuple(map(slice, shape))], FLAT)
-        context_probe.probe([alone], [level], Options())
+        context_probe.probe([alone], [level].__getitem__, Options())
         assert alone.estimated_bytes(level, "entropy") == item.estimated_bytes(level, "entropy")
 
 

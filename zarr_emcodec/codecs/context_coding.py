@@ -27,7 +27,8 @@ from zarr_emcodec.errors import FrameError
 from zarr_emcodec.runtime import Options
 
 _STREAM_BYTES = 8192  # below it the index entry and the coder's states of four streams cost more than 0.3 %
-_SAMPLE = 128  # cells that a rate search begins with
+_SAMPLE = 256  # cells that a rate search begins with
+_CONTRAST = 1.7  # per cent of bits under networks for each per cent under fixed tables, between parts of a chunk
 _SHARE, _FEWEST = 4, 3  # of so many sections one shows what all cost, if it is not alone
 _WIDE = 8  # cells along both last axes of volumes whose middle shows what the whole costs
 _PROBE_BITS = 0.5  # of a latent: where a chunk is compared with the training volumes
@@ -60,18 +61,25 @@ class ContextLatents:
         self.model = model
         self.extent = extent
         self.ladder: Ladder = model.static
-        card = model.card
-        flat = latents.reshape(*latents.shape[:2], -1)[:, model.first_latent :]
-        n, _, cells = flat.shape
-        chosen = np.unique(np.linspace(0, n * cells - 1, min(_SAMPLE, n * cells)).astype(np.int64))
-        picked = flat[chosen // cells, :, chosen % cells].reshape(-1, card.channels)
-        self._sample = np.ascontiguousarray(picked.T)
-        self._n_places = n * places_of(model, extent)
+        self._sample = self._sample_of(latents)
+        self._n_places = len(latents) * places_of(model, extent)
         self._guess = self._first_shift()
         self.silent: frozenset[int] = frozenset()
         self._probed: dict[int, float] = {}  # levels: how many others to look beside the model's curve
         self._tried: dict[int, float] = {}  # likewise, on top of that
         self._measured = latents
+
+    def _sample_of(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Latents of some cells, (C, places)."""
+        flat = latents.reshape(*latents.shape[:2], -1)[:, self.model.first_latent :]
+        n, _, cells = flat.shape
+        chosen = np.unique(np.linspace(0, n * cells - 1, min(_SAMPLE, n * cells)).astype(np.int64))
+        picked = flat[chosen // cells, :, chosen % cells].reshape(-1, self.model.card.channels)
+        return np.ascontiguousarray(picked.T)
+
+    def _counted(self, sample: NDArray[np.float32], level: int) -> float:
+        """Bits of a place of a sample under fixed tables."""
+        return float(self.ladder.default_bits(self.ladder.quantise(sample, level), level)) / sample.shape[1]
 
     def _first_shift(self) -> float:
         """Levels that this chunk lies beside the training volumes, by what fixed tables say of the sample."""
@@ -79,8 +87,7 @@ class ContextLatents:
         level = round(counted.level(_PROBE_BITS * self.model.card.channels))
         level = min(max(level, 0), self.ladder.n_levels - 1)
         for _ in range(2):  # the second time at the level where this chunk has that rate
-            bits = self.ladder.default_bits(self.ladder.quantise(self._sample, level), level) / self._sample.shape[1]
-            shift = counted.level(bits) - level
+            shift = counted.level(self._counted(self._sample, level)) - level
             level = min(max(round(level - shift), 0), self.ladder.n_levels - 1)
         return shift
 
@@ -109,8 +116,12 @@ class ContextLatents:
         cells = zip(latents.shape[2:], self.model.model.card.stride, strict=True)
         return np.ascontiguousarray(latents), tuple(size * stride for size, stride in cells)
 
-    def correct(self, level: int, bits: float) -> None:
-        """Make the guess agree with bits of a place at a level."""
+    def correct(self, level: int, bits: float, part: NDArray[np.float32] | None = None) -> None:
+        """Make the guess agree with bits of a place at a level, of the whole chunk or of a `part` of it."""
+        if part is not None:
+            # what is not the part may be busier than it or calmer; fixed tables see that, less than the networks do
+            counted = self._counted(self._sample, level), self._counted(self._sample_of(part), level)
+            bits *= (max(counted[0], 1e-6) / max(counted[1], 1e-6)) ** _CONTRAST
         self._probed[level] = self._shift_of(level, bits)
 
     def _probed_shift(self, level: int) -> float:

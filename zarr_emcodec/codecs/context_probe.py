@@ -7,7 +7,7 @@ the rest of its chunk, or far from what was trained on, they may cost more than 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from zarr_emcodec.codecs.context_order import part_counts
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.runtime import Options
 
+_FAR = 5  # levels from the guess, a fifth of the bytes: what was probed there says little
 EXCHANGE = 0.65
 """By how many per cent squared error falls for each per cent of rate along the ladder: seen on tissue, 16x to 256x."""
 
@@ -36,32 +37,50 @@ class _Cost(NamedTuple):
     squared_error: float  # of latents, in grey levels
 
 
-def probe(items: Sequence[ContextLatents], levels: Sequence[int], options: Options) -> None:
+_Costs = dict[int, _Cost]
+"""By reach."""
+
+
+def probe(items: Sequence[ContextLatents], first_level: Callable[[int], int], options: Options) -> None:
     """Correct the estimate of each item, near its level, and decide which of its sections have hyper-latents.
 
     Parameters
     ----------
     items : sequence of ContextLatents
         Changed; of one model.
-    levels : sequence of int
-        Where each of them will probably be coded.
+    first_level : callable
+        Number of an item to the level where it will probably be coded, as its estimate stands.
     options : Options
     """
-    groups: dict[tuple[Shape, Shape], list[_Probe]] = {}
-    for item, level in zip(items, levels, strict=True):
-        latents, extent = item.part() or (item.latents, item.extent)
-        groups.setdefault((latents.shape[2:], extent), []).append(_Probe(item, level, latents, extent))
-    for group in groups.values():
-        model = group[0].item.model
-        told, mute = (_costs(model, group, silent, options) for silent in (False, True))
-        for one, with_hyper, without in zip(group, told, mute, strict=True):
-            one.item.silent = frozenset(_not_worth_telling(with_hyper, without))
-            chosen = {**with_hyper, **{reach: without[reach] for reach in one.item.silent}}
-            bits = sum(cost.bits for cost in chosen.values())
-            one.item.correct(one.level, bits / (len(one.latents) * places_of(model, one.extent)))
+    probes = [
+        _Probe(item, first_level(i), *(item.part() or (item.latents, item.extent))) for i, item in enumerate(items)
+    ]
+    told = _correct(probes, options)
+    moved = [one._replace(level=first_level(i)) for i, one in enumerate(probes)]
+    far = [i for i, one in enumerate(moved) if abs(one.level - probes[i].level) >= _FAR]
+    for i, costs in zip(far, _correct([moved[i] for i in far], options), strict=True):
+        probes[i], told[i] = moved[i], costs
+    for one, with_hyper, without in zip(probes, told, _costs(probes, True, options), strict=True):
+        one.item.silent = frozenset(_not_worth_telling(with_hyper, without))
+        if one.item.silent:
+            _tell(one, {**with_hyper, **{reach: without[reach] for reach in one.item.silent}})
 
 
-def _not_worth_telling(told: Mapping[int, _Cost], silent: Mapping[int, _Cost]) -> list[int]:
+def _correct(probes: Sequence[_Probe], options: Options) -> list[_Costs]:
+    """What the sections of each probe cost with hyper-latents; estimates are made to agree."""
+    told = _costs(probes, False, options)
+    for one, costs in zip(probes, told, strict=True):
+        _tell(one, costs)
+    return told
+
+
+def _tell(one: _Probe, costs: _Costs) -> None:
+    bits = sum(cost.bits for cost in costs.values())
+    places = len(one.latents) * places_of(one.item.model, one.extent)
+    one.item.correct(one.level, bits / places, None if one.latents is one.item.latents else one.latents)
+
+
+def _not_worth_telling(told: _Costs, silent: _Costs) -> list[int]:
     """Reaches at which the hyper-latents' bits lower the error by less than so many bits elsewhere would."""
     bits = sum(cost.bits for cost in told.values())
     squared_error = sum(cost.squared_error for cost in told.values())
@@ -73,8 +92,21 @@ def _not_worth_telling(told: Mapping[int, _Cost], silent: Mapping[int, _Cost]) -
     ]
 
 
-def _costs(model: ContextModel, group: Sequence[_Probe], silent: bool, options: Options) -> list[dict[int, _Cost]]:
-    """By reach, what the sections of each probe cost."""
+def _costs(probes: Sequence[_Probe], silent: bool, options: Options) -> list[_Costs]:
+    """What the sections of each probe cost; those of one shape go through the networks together."""
+    groups: dict[tuple[Shape, Shape], list[int]] = {}
+    for i, one in enumerate(probes):
+        groups.setdefault((one.latents.shape[2:], one.extent), []).append(i)
+    out: list[_Costs] = [{} for _ in probes]
+    for group in groups.values():
+        found = _costs_of_group([probes[i] for i in group], silent, options)
+        for i, costs in zip(group, found, strict=True):
+            out[i] = costs
+    return out
+
+
+def _costs_of_group(group: Sequence[_Probe], silent: bool, options: Options) -> list[_Costs]:
+    model = group[0].item.model
     every = range(max(model.card.reaches, 1))
     latents = [one.latents for one in group]
     coded = code_sections(
@@ -94,7 +126,7 @@ def _costs(model: ContextModel, group: Sequence[_Probe], silent: bool, options: 
         .sum(1)
         for one, part, start in zip(group, latents, bounds[:-1], strict=True)
     ]
-    out: list[dict[int, _Cost]] = [{} for _ in group]
+    out: list[_Costs] = [{} for _ in group]
     for reach in sorted({int(piece.turn.reach[0]) for piece in coded.pieces}):  # one for all sections of a turn
         pieces = [piece for piece in coded.pieces if piece.turn.reach[0] == reach]
         sections = np.unique(np.concatenate([piece.turn.sections for piece in pieces]))

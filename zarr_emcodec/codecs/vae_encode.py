@@ -26,8 +26,9 @@ from zarr_emcodec.runtime import Options
 
 _HEADER_BYTES = 33  # header of a latent frame with a window, and the count of its table
 _REFINED_LEVELS = 3  # a chunk whose latents were refined fits a finer level, which they are then refined for
-_FAR = 5  # levels from the guess, a fifth of the bytes: what was probed there says little
 _WORTH_A_LEVEL = 1.035  # frames grow by 3 to 4 % from one level to the next finer one
+_WORTH_A_TRY = 1.05  # likewise where networks decide what a chunk costs: a try takes as long as the transforms
+_SURE = 1.012  # an estimate that leaves less room there may well be too low, and a second try follows
 
 
 @dataclass(eq=False)
@@ -43,7 +44,13 @@ class VAEJob(ChunkJob[VAESpec]):
         if self.spec.mode == "entropy":
             self.latents.refine_estimate(level)
             level = self._finest(level)
-        return level
+        return self._surer(level) if self._in_haste else level
+
+    def _surer(self, level: int) -> int:
+        """The next coarser level, where the estimate is close to the budget and little is lost by going there."""
+        coarser = min(level + 1, self.latents.ladder.n_levels - 1)
+        close = self.budget < _SURE * self._estimate(level)
+        return coarser if close and self.budget < _WORTH_A_TRY * self._estimate(coarser) else level
 
     def next_level(self) -> int:
         """The level to try after those in `tried`, or the one of them to keep.
@@ -58,7 +65,8 @@ class VAEJob(ChunkJob[VAESpec]):
             return min(max(self._finest(coarser - 1), coarser), self.latents.ladder.n_levels - 1)
         best = min(fitting)
         floor = max((level + 1 for level in self.tried if level < best), default=0)
-        if self.budget < _WORTH_A_LEVEL * len(self.tried[best]) or floor == best:
+        worth = _WORTH_A_TRY if self._in_haste else _WORTH_A_LEVEL
+        if self.budget < worth * len(self.tried[best]) or floor == best:
             return best
         return min(max(self._finest(best), floor), best)
 
@@ -66,14 +74,20 @@ class VAEJob(ChunkJob[VAESpec]):
     def _fixed_bytes(self) -> int:
         return _HEADER_BYTES + len(self.mask_section)
 
+    @property
+    def _in_haste(self) -> bool:
+        """Whether a frame a little smaller than it might be is better than a further try."""
+        return isinstance(self.latents, ContextLatents) and not self.spec.effort
+
     def _finest(self, start: int) -> int:
         """The finest level that fits by the estimate as it stands."""
-        room = self.budget - self._fixed_bytes
         levels = self.latents.ladder.n_levels
-        found = finest_level(
-            lambda level: self.latents.estimated_bytes(level, self.spec.mode) <= room, levels, min(start, levels - 1)
-        )
+        found = finest_level(lambda level: self._estimate(level) <= self.budget, levels, min(start, levels - 1))
         return levels - 1 if found is None else found
+
+    def _estimate(self, level: int) -> float:
+        """Bytes of the frame."""
+        return self._fixed_bytes + self.latents.estimated_bytes(level, self.spec.mode)
 
     def level_for_guard(self) -> int:
         """A first guess of the level at which `min_psnr` or `max_error` holds, from the error of the quantiser."""
@@ -121,13 +135,9 @@ def _analyse(jobs: Sequence[VAEJob], options: Options) -> None:
 
 
 def _probe(jobs: Sequence[VAEJob], options: Options) -> None:
-    """Try a part of each chunk, where networks decide what it costs; again where the guess was far off."""
+    """Try a part of each chunk, where networks decide what it costs."""
     learned = [(job, job.latents) for job in jobs if isinstance(job.latents, ContextLatents)]
-    levels = [_first_level(job) for job, _ in learned]
-    context_probe.probe([latents for _, latents in learned], levels, options)
-    corrected = [_first_level(job) for job, _ in learned]
-    far = [i for i, level in enumerate(corrected) if abs(level - levels[i]) >= _FAR]
-    context_probe.probe([learned[i][1] for i in far], [corrected[i] for i in far], options)
+    context_probe.probe([latents for _, latents in learned], lambda i: _first_level(learned[i][0]), options)
 
 
 def _first_level(job: VAEJob) -> int:
