@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,29 @@ def test_symbols_are_the_same(seed: int) -> None:
     thresholds = SymbolCosts(TABLES).thresholds
     # latents at a threshold itself: which side of it they fall on is part of the frame
     scaled[1] = mean[1] / 16 + np.sign(rng.normal(size=SHAPE[1:])).astype(np.float32) * thresholds[0][table[1]]
+    per_step = np.exp2(rng.integers(-3, 3, (SHAPE[0], SHAPE[2]))).astype(np.float32)
+    latents = (scaled / per_step[:, None, :, None]).astype(np.float32)
     expected = context_steps.quantise(scaled.copy(), mean, table, *thresholds)
-    found = context_fast.quantise(scaled.copy(), mean, table, *thresholds)
+    found = context_fast.quantise(latents, per_step, mean, table, *thresholds)
     assert np.abs(expected).max() == context_steps.SYMBOL_MAX
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_references_and_what_they_leave_over_are_the_same(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = (rng.integers(-(1 << 8), 1 << 8, (5, math.prod(SHAPE[1:]))) / 16).astype(np.float32)
+    values[2] *= 1 << 15  # beyond what is told
+    before, after = rng.integers(0, 5, (2, SHAPE[0]))
+    before[0] = after[0] = 2
+    total = context_steps.refer(values, before, after)
+    assert np.abs(total).max() == context_steps.TOTAL_MAX
+    np.testing.assert_array_equal(context_fast.refer(values, before, after), total)
+    latents = rng.normal(0, 30, SHAPE).astype(np.float32)
+    gain = np.exp(rng.normal(0, 1, (SHAPE[0], SHAPE[2]))).astype(np.float32)
+    given = latents, total.reshape(SHAPE), gain
+    np.testing.assert_array_equal(context_fast.leave(*given), context_steps.leave(*given))
 
 
 @pytest.mark.parametrize("is_last", [False, True])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zarr_emcodec._types import Buffer, Shape, Symbols
 from zarr_emcodec.codecs import context_fast, context_parts, context_steps, inference
 from zarr_emcodec.codecs.base import Mode
-from zarr_emcodec.codecs.context import FRACTION, ContextModel, References, Sections
+from zarr_emcodec.codecs.context import ContextModel, References, Sections
 from zarr_emcodec.codecs.context_order import Turn, even_counts, part_counts
 from zarr_emcodec.codecs.context_walk import Walk, rows_of
 from zarr_emcodec.codecs.quantise import Ladder
@@ -79,7 +79,8 @@ class ContextLatents:
 
     def _counted(self, sample: NDArray[np.float32], level: int) -> float:
         """Bits of a place of a sample under fixed tables."""
-        return float(self.ladder.default_bits(self.ladder.quantise(sample, level), level)) / sample.shape[1]
+        bits = self.ladder.default_bits(self.ladder.quantise(sample, level), level)
+        return float(bits / sample.shape[1])
 
     def _first_shift(self) -> float:
         """Levels that this chunk lies beside the training volumes, by what fixed tables say of the sample."""
@@ -255,12 +256,12 @@ def code_sections(
 
     def code(turn: Turn, sections: Sections, references: References) -> NDArray[np.float32]:
         mine = places[turn.sections] if len(turn.sections) < len(places) else places
-        gain = _over_grid(model.gain[each[turn.sections]], grid)[:, None]
+        gain = model.gain[each[turn.sections]]
         per_step = np.reciprocal(gain)
 
         def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> Symbols:
-            scaled = mine[:, bounds[number] : bounds[number + 1]] * per_step
-            symbols = quantise_in_context(scaled, mean, table, model, options.entropy_backend)
+            latents = mine[:, bounds[number] : bounds[number + 1]]
+            symbols = quantise_in_context(latents, per_step, mean, table, model, options.entropy_backend)
             pieces.append(Piece(turn, symbols, table))
             return symbols
 
@@ -320,7 +321,7 @@ def hyper_latents(
     places : ndarray, shape (n, P, C, \\*grid), float32
         Latents in grey levels.
     references : References
-    gain : ndarray, shape (n, 1, C, 1, ...), float32
+    gain : ndarray, shape (n, C), float32
         Quantiser steps.
     options : Options
 
@@ -329,31 +330,44 @@ def hyper_latents(
     ndarray, shape (n, Z, \\*grid), float32
         Before a level's gain.
     """
+    n, grid = len(places), places.shape[3:]
+    flat = places.reshape(*places.shape[:3], -1)
     if references.reach.any():  # those of a turn all have references, or none has
-        left = references.total * (gain * np.float32(-0.5 / FRACTION))
-        left += places
+        leave = context_fast.leave if coder.is_fast(options.entropy_backend) else context_steps.leave
+        left = leave(flat, references.total.reshape(flat.shape), gain)
     else:
-        left = np.zeros_like(places)
-    grid = places.shape[3:]
-    return inference.tell(
-        model.model, places.reshape(len(places), -1, *grid), left.reshape(len(left), -1, *grid), options
-    )
-
-
-def _over_grid(values: NDArray[np.float32], grid: Shape) -> NDArray[np.float32]:
-    return values.reshape(*values.shape, *[1] * len(grid))
+        left = np.zeros_like(flat)
+    return inference.tell(model.model, places.reshape(n, -1, *grid), left.reshape(n, -1, *grid), options)
 
 
 def quantise_in_context(
-    scaled: NDArray[np.float32],
+    latents: NDArray[np.float32],
+    per_step: NDArray[np.float32],
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
     model: ContextModel,
     backend: Backend | None = None,
 ) -> Symbols:
-    """Rate-distortion optimal symbols of latents in steps; `scaled` is used up, `mean` is in 16ths."""
-    quantise = context_fast.quantise if coder.is_fast(backend) else context_steps.quantise
-    return quantise(scaled.astype(np.float32, copy=False), mean, table, *model.costs.thresholds)
+    """Rate-distortion optimal symbols, (n, places, C, \\*grid).
+
+    Parameters
+    ----------
+    latents : ndarray, shape (n, places, C, \\*grid), float32
+    per_step : ndarray, shape (n, C), float32
+        What they are multiplied with to count in steps.
+    mean : ndarray, same shape as `latents`, float32
+        In 16ths of a step.
+    table : ndarray, same shape, uint8
+    model : ContextModel
+    backend : {"numpy", "numba"}, optional
+    """
+    first, further = model.costs.thresholds
+    if coder.is_fast(backend):
+        flat = (*latents.shape[:3], -1)
+        given = latents.reshape(flat), per_step, mean.reshape(flat), table.reshape(flat)
+        return context_fast.quantise(*given, first, further).reshape(latents.shape)
+    scaled = latents * per_step.reshape(len(per_step), 1, -1, *[1] * (latents.ndim - 3))
+    return context_steps.quantise(scaled, mean, table, first, further)
 
 
 def read_side(side: Buffer, level: int, model: ContextModel) -> NDArray[np.int16]:

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zarr_emcodec._types import Symbols
-from zarr_emcodec.codecs.context_steps import ACTIVATION_MAX, FRACTION, GATE_SHIFT, MEAN_MAX, SYMBOL_MAX
+from zarr_emcodec.codecs.context_steps import ACTIVATION_MAX, FRACTION, GATE_SHIFT, MEAN_MAX, SYMBOL_MAX, TOTAL_MAX
 from zarr_emcodec.entropy.fast import compiled, import_numba
 
 # numba would compute with float64 where a Python number meets a float32
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _FRACTION, _SIXTEENTH = np.float32(FRACTION), np.float32(1 / FRACTION)
-_LARGEST, _TOLD = np.float32(SYMBOL_MAX), np.float32(ACTIVATION_MAX)
+_LARGEST, _TOLD, _FULLEST = np.float32(SYMBOL_MAX), np.float32(ACTIVATION_MAX), np.float32(TOTAL_MAX)
 _GATE_HALF, _GATE_ALL, _FARTHEST = np.int32(1 << GATE_SHIFT), np.int32(GATE_SHIFT + 1), np.int32(MEAN_MAX)
 
 
@@ -43,17 +43,35 @@ def expect(gate: NDArray[np.float32], references: NDArray[np.float32], mean: NDA
     _kernels().expect(gate, references, mean)
 
 
+def refer(values: NDArray[np.float32], before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Sums of the latents of two sections each; see `context_steps.refer`."""
+    total = np.empty((len(before), values.shape[1]), np.float32)
+    _kernels().refer(values, before, after, total)
+    return total
+
+
+def leave(latents: NDArray[np.float32], total: NDArray[np.float32], gain: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What references leave over of latents; see `context_steps.leave`."""
+    left = np.empty(total.shape, np.float32)
+    _kernels().leave(latents, total, gain * np.float32(-0.5 / FRACTION), left)
+    return left
+
+
 def quantise(
-    scaled: NDArray[np.float32],
+    latents: NDArray[np.float32],
+    per_step: NDArray[np.float32],
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
     first: NDArray[np.float32],
     further: NDArray[np.float32],
 ) -> Symbols:
-    """Integers nearest to latents less their means; see `context_steps.quantise`."""
-    symbols = np.empty(scaled.shape, np.int32)
-    flat = (np.ascontiguousarray(array).reshape(-1) for array in (scaled, mean, table))
-    _kernels().quantise(*flat, first, np.float32(1) - further, symbols.reshape(-1))
+    """Integers nearest to latents ``(n, places, C, cells)`` times `per_step` ``(n, C)`` less their means.
+
+    See `context_steps.quantise`.
+    """
+    symbols = np.empty(latents.shape, np.int32)
+    given = np.ascontiguousarray(mean), np.ascontiguousarray(table)
+    _kernels().quantise(latents, per_step, *given, first, np.float32(1) - further, symbols)
     return symbols
 
 
@@ -111,24 +129,56 @@ def _expect(gate: NDArray[np.float32], references: NDArray[np.float32], mean: ND
                     mean[i, place, channel, cell] = np.float32(moved if moved > -_FARTHEST else -_FARTHEST)
 
 
+def _refer(
+    values: NDArray[np.float32], before: NDArray[np.int64], after: NDArray[np.int64], total: NDArray[np.float32]
+) -> None:
+    for i in range(len(total)):
+        one, other, out = values[before[i]], values[after[i]], total[i]
+        for k in range(len(out)):
+            both = (one[k] + other[k]) * _FRACTION
+            both = both if both < _FULLEST else _FULLEST
+            out[k] = both if both > -_FULLEST else -_FULLEST
+
+
+def _leave(
+    latents: NDArray[np.float32], total: NDArray[np.float32], share: NDArray[np.float32], left: NDArray[np.float32]
+) -> None:
+    n, places, channels, cells = left.shape
+    for i in range(n):
+        for place in range(places):
+            for channel in range(channels):
+                factor = share[i, channel]
+                for cell in range(cells):
+                    expected = total[i, place, channel, cell] * factor
+                    left[i, place, channel, cell] = expected + latents[i, place, channel, cell]
+
+
 def _quantise(
-    scaled: NDArray[np.float32],
+    latents: NDArray[np.float32],
+    per_step: NDArray[np.float32],
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
     first: NDArray[np.float32],
     upward: NDArray[np.float32],
     symbols: NDArray[np.int32],
 ) -> None:
-    for i in range(len(scaled)):
-        t = table[i]
-        residual = scaled[i] - mean[i] * _SIXTEENTH
-        size = abs(residual)
-        coarse = np.floor(size + upward[t])
-        coarse = coarse if coarse > _ONE else _ONE
-        coarse = coarse if coarse < _LARGEST else _LARGEST
-        whole = np.int32(coarse if size >= first[t] else _ZERO)
-        whole = whole if t != 0 else np.int32(0)
-        symbols[i] = whole if residual >= _ZERO else -whole
+    n, places, channels, cells = symbols.shape
+    for i in range(n):
+        for place in range(places):
+            for channel in range(channels):
+                factor = per_step[i, channel]
+                given, out = latents[i, place, channel], symbols[i, place, channel]
+                means, tables = mean[i, place, channel], table[i, place, channel]
+                for cell in range(cells):
+                    t = tables[cell]
+                    residual = given[cell] * factor - means[cell] * _SIXTEENTH
+                    size = abs(residual)
+                    coarse = np.floor(size + upward[t])
+                    coarse = coarse if coarse > _ONE else _ONE
+                    coarse = coarse if coarse < _LARGEST else _LARGEST
+                    whole = np.int32(coarse if size >= first[t] else _ZERO)
+                    whole = whole if t != 0 else np.int32(0)
+                    out[cell] = whole if residual >= _ZERO else -whole
 
 
 def _value(symbols: NDArray[np.int32], mean: NDArray[np.float32], values: NDArray[np.float32]) -> None:
@@ -167,6 +217,8 @@ def _learn(
 class _Kernels(NamedTuple):
     predict: Callable[..., None]
     expect: Callable[..., None]
+    refer: Callable[..., None]
+    leave: Callable[..., None]
     quantise: Callable[..., None]
     value: Callable[..., None]
     learn: Callable[..., None]
@@ -189,13 +241,19 @@ def _kernels() -> _Kernels:
         real[:, :, :, ::1],
         byte[:, :, :, ::1],
     )
-    quantise = nothing(real[::1], real[::1], byte[::1], real[::1], real[::1], whole[::1])
+    lists, cells = i64[::1], real[:, :, :, ::1]
+    refer = nothing(real[:, ::1], lists, lists, real[:, ::1])
+    strided = numba.types.Array(real, 4, "A", readonly=True)
+    leave = nothing(strided, strided, channels, cells)
+    quantise = nothing(strided, channels, cells, byte[:, :, :, ::1], real[::1], real[::1], whole[:, :, :, ::1])
     expect = nothing(real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1])
     value = nothing(whole[:, :, ::1], real[:, :, ::1], real[:, :, ::1])
     learn = nothing(whole[:, :, ::1], real[:, :, ::1], real[::1], real[:, :, ::1], real[:, :, ::1])
     return _Kernels(
         compiled(_predict, predict),
         compiled(_expect, expect),
+        compiled(_refer, refer),
+        compiled(_leave, leave),
         compiled(_quantise, quantise),
         compiled(_value, value),
         compiled(_learn, learn),

@@ -1,6 +1,7 @@
 """What stands between the networks of an entropy model and the entropy coder: a few sums for each latent, in NumPy.
 
-Network outputs to means and tables; latents to symbols; symbols to values, and to what the next network is told. This
+Network outputs to means and tables; latents to symbols; symbols to values, and to what the next network is told; values
+of sections to what others refer to. This
 is the reference; `context_fast` does the same in one pass each. All results are whole numbers, or halves of whole
 numbers down to 16ths, far below 2**24, so both agree bit for bit. Cells of a grid are one axis here.
 """
@@ -14,6 +15,8 @@ from zarr_emcodec._types import Symbols
 
 FRACTION = 16
 """Parts of a quantiser step that means are told in."""
+TOTAL_MAX = 1 << 23
+"""Sums of two references are drawn in to so many 16ths of a step, so that their products with gates have 31 bits."""
 SYMBOL_MAX = 1 << 15
 """Larger symbols are drawn in: 16ths of a step stay far below 2**24."""
 ACTIVATION_MAX = 127
@@ -80,6 +83,48 @@ def expect(gate: NDArray[np.float32], references: NDArray[np.float32], mean: NDA
     half = 1 << GATE_SHIFT
     moved = (gate.astype(np.int32) * references.astype(np.int32) + half) >> (GATE_SHIFT + 1)
     np.clip(mean.astype(np.int32) + moved, -MEAN_MAX, MEAN_MAX, out=mean, casting="unsafe")
+
+
+def refer(values: NDArray[np.float32], before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Sums of the latents of two sections each.
+
+    Parameters
+    ----------
+    values : ndarray, shape (sections, K), float32
+        In steps.
+    before, after : ndarray, shape (n,), int64
+
+    Returns
+    -------
+    ndarray, shape (n, K), float32
+        In 16ths of a step.
+    """
+    total = values[before]
+    total += values[after]
+    total *= np.float32(FRACTION)
+    np.clip(total, -TOTAL_MAX, TOTAL_MAX, out=total)
+    return total
+
+
+def leave(latents: NDArray[np.float32], total: NDArray[np.float32], gain: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What references leave over of latents: the encoder's networks see it, no decoder does.
+
+    Parameters
+    ----------
+    latents : ndarray, shape (n, places, C, cells), float32
+        In grey levels.
+    total : ndarray, same shape, float32
+        As `refer` gives it.
+    gain : ndarray, shape (n, C), float32
+        Grey levels of a step.
+
+    Returns
+    -------
+    ndarray, same shape, float32
+    """
+    left = total * (gain * np.float32(-0.5 / FRACTION))[:, None, :, None]
+    left += latents
+    return left
 
 
 def quantise(

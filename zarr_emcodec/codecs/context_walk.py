@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zarr_emcodec._types import Shape
+from zarr_emcodec.codecs import context_fast, context_steps
 from zarr_emcodec.codecs.context import ContextModel, References, Sections
 from zarr_emcodec.codecs.context_order import Turn, turns
-from zarr_emcodec.codecs.context_steps import FRACTION
+from zarr_emcodec.entropy import coder
 from zarr_emcodec.runtime import Options
-
-TOTAL_MAX = 1 << 23
-"""Sums of two references are drawn in to so many 16ths of a step, so that their products with gates have 31 bits."""
 
 Code = Callable[[Turn, Sections, References], NDArray[np.float32]]
 """Codes the sections of a turn, which know their references; to their latents in steps, (n, P * C, \\*grid)."""
@@ -76,11 +74,8 @@ class Walk:
         shape = len(turn.sections), len(card.places), card.channels, *self.grid
         if values is None or not turn.reach.any():  # nothing is known of others: no memory for zeros
             return References(turn.reach, np.broadcast_to(np.float32(0), shape))
-        total = values[turn.before]
-        total += values[turn.after]
-        total *= np.float32(FRACTION)
-        np.clip(total, -TOTAL_MAX, TOTAL_MAX, out=total)
-        return References(turn.reach, total.reshape(shape))
+        refer = context_fast.refer if coder.is_fast(self.options.entropy_backend) else context_steps.refer
+        return References(turn.reach, refer(values.reshape(len(values), -1), turn.before, turn.after).reshape(shape))
 
 
 def rows_of(turn: Turn, counts: Sequence[int]) -> list[slice]:

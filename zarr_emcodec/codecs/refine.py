@@ -158,15 +158,17 @@ class _Descent:
         sections = Sections(model, levels, change, self.grid, self.extent, self.options, known)
         bounds = np.cumsum([0, *map(len, card.groups)])
         found = []
+        in_steps = np.ones((1, card.channels), np.float32)
 
         def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> NDArray[np.int32]:
-            mine = values[:, bounds[number] : bounds[number + 1]].copy()
-            symbols = quantise_in_context(mine, mean, table, model)
+            mine = values[:, bounds[number] : bounds[number + 1]]
+            symbols = quantise_in_context(mine, in_steps, mean, table, model)
             found.append((mean * np.float32(1 / FRACTION), table, symbols))
             return symbols
 
         places = values * self.gain
-        hyper = hyper_symbols(sections, places, self.hyper, self.references, self.gain, self.quiet, self.options)
+        gain = model.gain[self.level][None]
+        hyper = hyper_symbols(sections, places, self.hyper, self.references, gain, self.quiet, self.options)
         sections.walk(hyper, decide)
         return _State(*(np.concatenate(parts, 1) for parts in zip(*found, strict=True)))
 
