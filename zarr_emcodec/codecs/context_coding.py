@@ -28,6 +28,7 @@ from zarr_emcodec.runtime import Options
 
 _STREAM_BYTES = 8192  # below it the index entry and the coder's states of four streams cost more than 0.3 %
 _SAMPLE = 256  # cells that a rate search begins with
+_NEARBY = 3  # levels, 7 to 15 % of the bytes
 _CONTRAST = 1.7  # per cent of bits under networks for each per cent under fixed tables, between parts of a chunk
 _SHARE, _FEWEST = 4, 3  # of so many sections one shows what all cost, if it is not alone
 _WIDE = 8  # cells along both last axes of volumes whose middle shows what the whole costs
@@ -67,6 +68,7 @@ class ContextLatents:
         self.silent: frozenset[int] = frozenset()
         self._probed: dict[int, float] = {}  # levels: how many others to look beside the model's curve
         self._tried: dict[int, float] = {}  # likewise, on top of that
+        self._busier: float | None = None  # than its part
         self._measured = latents
 
     def _sample_of(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -88,7 +90,7 @@ class ContextLatents:
         level = round(counted.level(_PROBE_BITS * self.model.card.channels))
         level = min(max(level, 0), self.ladder.n_levels - 1)
         for _ in range(2):  # the second time at the level where this chunk has that rate
-            shift = counted.level(self._counted(self._sample, level)) - level
+            shift = counted.level(self._counted(self._sample[:, ::4], level)) - level
             level = min(max(round(level - shift), 0), self.ladder.n_levels - 1)
         return shift
 
@@ -101,29 +103,42 @@ class ContextLatents:
     def refine_estimate(self, level: int) -> None:
         """Nothing more is known before a level is tried."""
 
-    def part(self) -> tuple[NDArray[np.float32], Shape] | None:
+    def part(self, *, rough: bool = False) -> tuple[NDArray[np.float32], Shape] | None:
         """Latents of about a quarter of the chunk with the extent they stand for; None of what is small already.
 
-        Sections that refer to one another are not separated.
+        Sections that refer to one another are not separated. A `rough` part is a quarter of that.
         """
         n, grid = len(self.latents), self.latents.shape[2:]
         if n >= 2 * _FEWEST and not self.model.card.reaches:
             few = max(n // _SHARE, _FEWEST)
-            return self.latents[(2 * np.arange(few) + 1) * n // (2 * few)], self.extent
-        halves = [slice(size // 4, size // 4 + size // 2) for size in grid[-2:]]
-        if min(grid[-2:]) < _WIDE:
+            return None if rough else (self.latents[(2 * np.arange(few) + 1) * n // (2 * few)], self.extent)
+        share = 4 if rough else 2
+        if min(grid[-2:]) < _WIDE * share // 2:
             return None
-        latents = self.latents[..., halves[0], halves[1]]
+        middle = [slice((size - size // share) // 2, (size + size // share) // 2) for size in grid[-2:]]
+        latents = self.latents[..., middle[0], middle[1]]
         cells = zip(latents.shape[2:], self.model.model.card.stride, strict=True)
         return np.ascontiguousarray(latents), tuple(size * stride for size, stride in cells)
 
     def correct(self, level: int, bits: float, part: NDArray[np.float32] | None = None) -> None:
-        """Make the guess agree with bits of a place at a level, of the whole chunk or of a `part` of it."""
+        """Make the guess agree with bits of a place at a level, of the whole chunk or of its `part`.
+
+        What was said of levels nearby is forgotten: parts grow from probe to probe.
+        """
         if part is not None:
-            # what is not the part may be busier than it or calmer; fixed tables see that, less than the networks do
-            counted = self._counted(self._sample, level), self._counted(self._sample_of(part), level)
-            bits *= (max(counted[0], 1e-6) / max(counted[1], 1e-6)) ** _CONTRAST
-        self._probed[level] = self._shift_of(level, bits)
+            bits *= self._contrast(part, level)
+        apart = {known: shift for known, shift in self._probed.items() if abs(known - level) > _NEARBY}
+        self._probed = {**apart, level: self._shift_of(level, bits)}
+
+    def _contrast(self, part: NDArray[np.float32], level: int) -> float:
+        """How many times the bits of a place of the part a place of the whole costs.
+
+        The rest may be busier or calmer; fixed tables see that, less than networks do.
+        """
+        if self._busier is None:  # about the same at all levels
+            counted = [self._counted(sample, level) for sample in (self._sample, self._sample_of(part))]
+            self._busier = (max(counted[0], 1e-6) / max(counted[1], 1e-6)) ** _CONTRAST
+        return self._busier
 
     def _probed_shift(self, level: int) -> float:
         return _between(self._probed, level, self._guess)

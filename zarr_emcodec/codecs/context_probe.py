@@ -30,6 +30,7 @@ class _Probe(NamedTuple):
     level: int
     latents: NDArray[np.float32]
     extent: Shape
+    is_part: bool  # of which more is known than of a rough one, and less than of the whole
 
 
 class _Cost(NamedTuple):
@@ -52,18 +53,38 @@ def probe(items: Sequence[ContextLatents], first_level: Callable[[int], int], op
         Number of an item to the level where it will probably be coded, as its estimate stands.
     options : Options
     """
-    probes = [
-        _Probe(item, first_level(i), *(item.part() or (item.latents, item.extent))) for i, item in enumerate(items)
-    ]
-    told = _correct(probes, options)
-    moved = [one._replace(level=first_level(i)) for i, one in enumerate(probes)]
-    far = [i for i, one in enumerate(moved) if abs(one.level - probes[i].level) >= _FAR]
-    for i, costs in zip(far, _correct([moved[i] for i in far], options), strict=True):
-        probes[i], told[i] = moved[i], costs
+    # fixed tables, which guess first, do not know how alike sections are: a small part of each item says that
+    _measure(items, first_level, options, rough=True)
+    probes, told = _measure(items, first_level, options, rough=False)
     for one, with_hyper, without in zip(probes, told, _costs(probes, True, options), strict=True):
         one.item.silent = frozenset(_not_worth_telling(with_hyper, without))
         if one.item.silent:
             _tell(one, {**with_hyper, **{reach: without[reach] for reach in one.item.silent}})
+
+
+def _measure(
+    items: Sequence[ContextLatents], first_level: Callable[[int], int], options: Options, *, rough: bool
+) -> tuple[list[_Probe], list[_Costs]]:
+    """Correct estimates by a part of each item, again where its level turns out to be far off; what it cost there.
+
+    Items that are too small for a `rough` part are left as they are.
+    """
+    parts = [(i, item, item.part(rough=rough) or (item.latents, item.extent)) for i, item in enumerate(items)]
+    chosen = [(i, item, part) for i, item, part in parts if not rough or part[0] is not item.latents]
+    probes = [
+        _Probe(item, first_level(i), *part, not rough and part[0] is not item.latents) for i, item, part in chosen
+    ]
+    told = _correct(probes, options)
+    moved = [one._replace(level=first_level(i)) for (i, _, _), one in zip(chosen, probes, strict=True)]
+    far = [k for k, one in enumerate(moved) if abs(one.level - probes[k].level) >= _FAR]
+    for k, costs in zip(far, _correct([moved[k] for k in far], options), strict=True):
+        probes[k], told[k] = moved[k], costs
+    return probes, told
+
+
+def _bits(one: _Probe, costs: _Costs) -> float:
+    """Of a place."""
+    return sum(cost.bits for cost in costs.values()) / (len(one.latents) * places_of(one.item.model, one.extent))
 
 
 def _correct(probes: Sequence[_Probe], options: Options) -> list[_Costs]:
@@ -75,9 +96,7 @@ def _correct(probes: Sequence[_Probe], options: Options) -> list[_Costs]:
 
 
 def _tell(one: _Probe, costs: _Costs) -> None:
-    bits = sum(cost.bits for cost in costs.values())
-    places = len(one.latents) * places_of(one.item.model, one.extent)
-    one.item.correct(one.level, bits / places, None if one.latents is one.item.latents else one.latents)
+    one.item.correct(one.level, _bits(one, costs), one.latents if one.is_part else None)
 
 
 def _not_worth_telling(told: _Costs, silent: _Costs) -> list[int]:
