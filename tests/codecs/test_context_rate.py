@@ -12,6 +12,7 @@ from tests.codecs.context import DEEP, FLAT, STACK, bytes_at, encode, latents_of
 from tests.volumes import fibsem
 from zarr_emcodec.codecs import context_probe, vae_encode
 from zarr_emcodec.codecs.context_coding import ContextLatents
+from zarr_emcodec.frame import unpack
 from zarr_emcodec.runtime import Options
 
 EACH = pytest.mark.parametrize("name", [FLAT, DEEP, STACK])
@@ -72,7 +73,10 @@ def test_two_tries_are_enough(name: str, ratio: float, monkeypatch: pytest.Monke
 
 
 @EACH
-def test_a_first_guess_far_off_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_guess_far_off_costs_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     near = encode(fibsem(), name, ratio=40)
     monkeypatch.setattr(ContextLatents, "_first_shift", lambda self: 25.0)  # levels: thrice as many bytes
-    assert encode(fibsem(), name, ratio=40) == near
+    far = encode(fibsem(), name, ratio=40)
+    assert unpack(far).setting == unpack(near).setting
+    # probed a level beside, it may leave out other hyper-latents that are worth their bits or nearly so
+    assert len(far) == pytest.approx(len(near), rel=0.002)

@@ -28,7 +28,6 @@ _HEADER_BYTES = 33  # header of a latent frame with a window, and the count of i
 _REFINED_LEVELS = 3  # a chunk whose latents were refined fits a finer level, which they are then refined for
 _WORTH_A_LEVEL = 1.035  # frames grow by 3 to 4 % from one level to the next finer one
 _WORTH_A_TRY = 1.05  # likewise where networks decide what a chunk costs: a try takes as long as the transforms
-_SURE = 1.012  # an estimate that leaves less room there may well be too low, and a second try follows
 
 
 @dataclass(eq=False)
@@ -44,13 +43,7 @@ class VAEJob(ChunkJob[VAESpec]):
         if self.spec.mode == "entropy":
             self.latents.refine_estimate(level)
             level = self._finest(level)
-        return self._surer(level) if self._in_haste else level
-
-    def _surer(self, level: int) -> int:
-        """The next coarser level, where the estimate is close to the budget and little is lost by going there."""
-        coarser = min(level + 1, self.latents.ladder.n_levels - 1)
-        close = self.budget < _SURE * self._estimate(level)
-        return coarser if close and self.budget < _WORTH_A_TRY * self._estimate(coarser) else level
+        return level
 
     def next_level(self) -> int:
         """The level to try after those in `tried`, or the one of them to keep.
