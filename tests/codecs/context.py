@@ -1,7 +1,7 @@
 """Whole frames under a learned entropy model for tests, the symbols inside them, and frames put together anew.
 
-In: tissue and the small models. Out: frames as the package writes them, and, for what encoders do not do yet or on
-larger chunks only (side information, escapes, many parts), frames from its public parts.
+In: tissue and the small models. Out: frames as the package writes them, and, for what encoders do rarely or on larger
+chunks only (side information, escapes, many parts), frames from its public parts.
 """
 
 from __future__ import annotations

@@ -79,4 +79,4 @@ def test_a_first_guess_far_off_costs_nothing(name: str, monkeypatch: pytest.Monk
     far = encode(fibsem(), name, ratio=40)
     assert unpack(far).setting == unpack(near).setting
     # probed a level beside, it may leave out other hyper-latents that are worth their bits or nearly so
-    assert len(far) == pytest.approx(len(near), rel=0.002)
+    assert len(far) == pytest.approx(len(near), rel=0.005)

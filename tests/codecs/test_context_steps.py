@@ -79,24 +79,41 @@ def test_what_references_lead_to_expect_is_the_same(seed: int) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("widest", [0, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_symbols_are_the_same(seed: int) -> None:
+def test_symbols_are_the_same(seed: int, widest: int) -> None:
     rng = np.random.default_rng(seed)
-    table = rng.integers(0, TABLES.n_tables, SHAPE).astype(np.uint8)
+    first_table = (SCALES * rng.integers(0, 2, (N, CHANNELS))).astype(np.int16)
+    change = rng.integers(-widest, widest + 1, (N, CHANNELS)).astype(np.int16)
+    index = rng.integers(0, SCALES + 1, SHAPE)
+    table = np.where(index, index + first_table[:, None, :, None], 0).astype(np.uint8)
+    rounding = context_steps.unchanged(table, change, first_table, SCALES)
+    if not widest:
+        np.testing.assert_array_equal(rounding, table)
     mean = np.rint(rng.normal(0, 20, SHAPE)).astype(np.float32)
     scaled = (mean / 16 + rng.laplace(0, 3, SHAPE)).astype(np.float32)
     scaled[0, 0, 0, :6] = -1e9, 1e9, 0, -0.0, 0.5, -0.5
     mean[0, 0, 0, :6] = 0
+    table[0, 0, 0, :6] = rounding[0, 0, 0, :6] = first_table[0, 0] + 1
     thresholds = SymbolCosts(TABLES).thresholds
     # latents at a threshold itself: which side of it they fall on is part of the frame
-    scaled[1] = mean[1] / 16 + np.sign(rng.normal(size=SHAPE[1:])).astype(np.float32) * thresholds[0][table[1]]
-    per_step = np.exp2(rng.integers(-3, 3, (SHAPE[0], SHAPE[2]))).astype(np.float32)
+    scaled[1] = mean[1] / 16 + np.sign(rng.normal(size=SHAPE[1:])).astype(np.float32) * thresholds[0][rounding[1]]
+    per_step = np.exp2(rng.integers(-3, 3, (N, CHANNELS))).astype(np.float32)
     latents = (scaled / per_step[:, None, :, None]).astype(np.float32)
-    expected = context_steps.quantise(scaled.copy(), mean, table, *thresholds)
-    found = context_fast.quantise(latents, per_step, mean, table, *thresholds)
+    expected = context_steps.quantise(scaled.copy(), mean, rounding, *thresholds)
+    found = context_fast.quantise(latents, per_step, mean, table, change, first_table, SCALES, *thresholds)
     assert np.abs(expected).max() == context_steps.SYMBOL_MAX
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, expected)
+
+
+def test_rounding_goes_by_the_scale_that_networks_tell() -> None:
+    first_table = np.array([[0, SCALES]], np.int16)
+    table = np.array([1, 5, SCALES, 0, SCALES + 1, SCALES + 5, 2 * SCALES, 0], np.uint8).reshape(1, 1, 2, 4)
+    for change, told in ((2, [1, 3, SCALES - 2, 0]), (-2, [3, 7, SCALES, 0])):
+        rounding = context_steps.unchanged(table, np.full((1, 2), change, np.int16), first_table, SCALES)
+        assert rounding[0, 0, 0].tolist() == told
+        assert rounding[0, 0, 1].tolist() == [n + SCALES if n else 0 for n in told]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -220,6 +220,11 @@ class Sections:
     options : Options
     references : References, optional
         Of a model whose sections refer to others; without, they are coded alone.
+
+    Attributes
+    ----------
+    change, first_table : ndarray, shape (n, C), int16
+        What side information adds to the index of each channel's scale, and what index 0 of its tables would be.
     """
 
     def __init__(
@@ -246,8 +251,13 @@ class Sections:
         scale, shape = model.scale[levels] + change + model.reach[self._reach], model.shape[levels]
         hyper_table = model.tables_of(scale[:, :hyper], shape[:, :hyper])
         self.hyper_table = np.broadcast_to(self._spread(hyper_table), (len(levels), hyper, *grid))
+        self._hyper_rounding = self.hyper_table
+        if change.any():
+            unchanged = model.tables_of((scale - change)[:, :hyper], shape[:, :hyper])
+            self._hyper_rounding = np.where(self.hyper_table, np.maximum(self._spread(unchanged), 1), np.uint8(0))
         self._scale = np.ascontiguousarray(scale[:, hyper:])
-        self._first_table = shape[:, hyper:] * np.int16(card.scales)
+        self.first_table = shape[:, hyper:] * np.int16(card.scales)
+        self.change = np.ascontiguousarray(change[:, hyper:])
         shift = model.shift[levels].astype(np.float32)
         # a mean is a 64th of a spread of 2**(shift + 1) steps: 2**(shift - 1) 16ths of a step; networks get 32nds
         self._unit, self._spread_out = np.exp2(shift - 1), np.exp2(-shift)
@@ -265,7 +275,7 @@ class Sections:
         As of latents, zero draws more than its half: most hyper-latents are worth less than their bits.
         """
         gained = latents * self._spread(self.model.hyper_gain[self.levels] * self.model.reach_gain[self._reach])
-        return context_steps.quantise(gained, np.zeros_like(gained), self.hyper_table, *self.model.costs.thresholds)
+        return context_steps.quantise(gained, np.zeros_like(gained), self._hyper_rounding, *self.model.costs.thresholds)
 
     def walk(self, hyper: Symbols, decide: Decide) -> NDArray[np.float32]:
         """Go through the groups in order.
@@ -308,7 +318,7 @@ class Sections:
         steps: Any = context_fast if self._fast else context_steps
         for run, out in self._ask(number):
             parts = out.reshape(-1, shape[1], card.outputs, *shape[2:])
-            given = self._unit[run], self._scale[run], self._first_table[run], card.scales, self._stored[number]
+            given = self._unit[run], self._scale[run], self.first_table[run], card.scales, self._stored[number]
             steps.predict(parts, *given, mean[run], table[run])
             if self._references is not None:
                 steps.expect(parts[:, :, 2], self._references[run, places], mean[run])

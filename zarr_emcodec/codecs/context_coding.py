@@ -7,7 +7,6 @@ is for `context_parts`, which sections know which is for `context_order`.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,11 +18,10 @@ from zarr_emcodec.codecs import context_fast, context_parts, context_steps, infe
 from zarr_emcodec.codecs.base import Mode
 from zarr_emcodec.codecs.context import ContextModel, References, Sections
 from zarr_emcodec.codecs.context_order import Turn, even_counts, part_counts
+from zarr_emcodec.codecs.context_side import Pair, pack_side
 from zarr_emcodec.codecs.context_walk import Walk, rows_of
 from zarr_emcodec.codecs.quantise import Ladder
 from zarr_emcodec.entropy import coder
-from zarr_emcodec.entropy.coder import Backend
-from zarr_emcodec.errors import FrameError
 from zarr_emcodec.runtime import Options
 
 _STREAM_BYTES = 8192  # below it the index entry and the coder's states of four streams cost more than 0.3 %
@@ -55,6 +53,8 @@ class ContextLatents:
     ----------
     silent : frozenset of int
         Reaches of the sections that are coded without hyper-latents.
+    change : ndarray, shape (Z + C,), int16
+        What side information adds to the index of each channel's scale.
     """
 
     def __init__(self, latents: NDArray[np.float32], model: ContextModel, extent: Shape) -> None:
@@ -63,9 +63,10 @@ class ContextLatents:
         self.extent = extent
         self.ladder: Ladder = model.static
         self._sample = self._sample_of(latents)
-        self._n_places = len(latents) * places_of(model, extent)
+        self.n_places = len(latents) * places_of(model, extent)
         self._guess = self._first_shift()
         self.silent: frozenset[int] = frozenset()
+        self.change = np.zeros(model.card.hyper + model.card.channels, np.int16)
         self._probed: dict[int, float] = {}  # levels: how many others to look beside the model's curve
         self._tried: dict[int, float] = {}  # likewise, on top of that
         self._busier: float | None = None  # than its part
@@ -97,7 +98,7 @@ class ContextLatents:
     def estimated_bytes(self, level: int, mode: Mode) -> float:
         """Size of side information and streams at a level."""
         shift = self._probed_shift(level) + _between(self._tried, level, 0.0)
-        size = self.model.curves[0].bits(level + shift) * self._n_places / 8
+        size = self.model.curves[0].bits(level + shift) * self.n_places / 8
         return float(size + self._overhead(size))
 
     def refine_estimate(self, level: int) -> None:
@@ -151,7 +152,7 @@ class ContextLatents:
         latents = max(size_bytes - self._overhead(size_bytes), 1.0)
         if self._measured is not self.latents:  # sizes of other latents say nothing of these
             self._tried, self._measured = {}, self.latents
-        shift = self._shift_of(level, 8 * latents / max(self._n_places, 1))
+        shift = self._shift_of(level, 8 * latents / max(self.n_places, 1))
         self._tried[level] = shift - self._probed_shift(level)
 
     def estimated_squared_error(self, level: int) -> float:
@@ -170,7 +171,8 @@ class ContextLatents:
         return even_counts(n, -(-n // max(1, round(_STREAM_BYTES / per_section))))
 
     def _overhead(self, size_bytes: float) -> int:
-        return _STREAM_OVERHEAD * context_parts.streams_of(self.model.card) * len(self.parts(size_bytes))
+        streams = context_parts.streams_of(self.model.card) * len(self.parts(size_bytes))
+        return _STREAM_OVERHEAD * streams + len(pack_side(self.change))
 
 
 def _between(shifts: Mapping[int, float], level: int, otherwise: float) -> float:
@@ -191,10 +193,11 @@ def encode_sections(
     model = items[0].model
     counts = [item.parts(item.estimated_bytes(level, "entropy")) for item, level in zip(items, levels, strict=True)]
     latents, silent = [item.latents for item in items], [item.silent for item in items]
-    coded = code_sections(model, latents, levels, counts, items[0].extent, options, silent)
-    flat = by_run(coded.pieces, [count for mine in counts for count in mine])
-    parts = iter(context_parts.write_parts(flat, model, options))
-    return [(b"", [next(parts) for _ in mine]) for mine in counts]
+    changes = [item.change for item in items]
+    coded = code_sections(model, latents, levels, counts, items[0].extent, options, silent, changes)
+    runs = by_run(coded.pieces, [count for mine in counts for count in mine])
+    parts = iter(context_parts.write_parts([flat(run) for run in runs], model, options))
+    return [(pack_side(item.change), [next(parts) for _ in mine]) for item, mine in zip(items, counts, strict=True)]
 
 
 class Piece(NamedTuple):
@@ -212,17 +215,22 @@ class Coded(NamedTuple):
     values: NDArray[np.float32]
 
 
-def by_run(pieces: Sequence[Piece], counts: Sequence[int]) -> list[list[tuple[Symbols, NDArray[np.uint8]]]]:
-    """Symbols and tables of runs of so many sections each, flat, in coding order."""
+def by_run(pieces: Sequence[Piece], counts: Sequence[int]) -> list[list[Pair]]:
+    """Symbols and tables of runs of so many sections each, in coding order."""
     runs = [rows_of(piece.turn, counts) for piece in pieces]
     return [
         [
-            (piece.symbols[rows[i]].reshape(-1), piece.table[rows[i]].reshape(-1))
+            (piece.symbols[rows[i]], piece.table[rows[i]])
             for piece, rows in zip(pieces, runs, strict=True)
             if rows[i].stop > rows[i].start
         ]
         for i in range(len(counts))
     ]
+
+
+def flat(pairs: Sequence[Pair]) -> list[Pair]:
+    """One axis each, as the entropy coder takes them."""
+    return [(symbols.reshape(-1), table.reshape(-1)) for symbols, table in pairs]
 
 
 def code_sections(
@@ -233,6 +241,7 @@ def code_sections(
     extent: Shape,
     options: Options,
     silent: Sequence[Collection[int]] | None = None,
+    changes: Sequence[NDArray[np.int16]] | None = None,
 ) -> Coded:
     """Symbols and tables of hyper-latents and of each group, turn by turn; all latents one after the other.
 
@@ -250,6 +259,8 @@ def code_sections(
     options : Options
     silent : sequence of collection of int, optional
         Reaches of the sections whose hyper-latents are left out, for each of `latents`.
+    changes : sequence of ndarray, shape (Z + C,), int16, optional
+        What side information adds to the index of each channel's scale, for each of `latents`.
 
     Returns
     -------
@@ -262,6 +273,8 @@ def code_sections(
     owner = np.repeat(np.arange(len(latents)), lengths)
     grid = joined.shape[2:]
     change = np.zeros((len(each), card.hyper + card.channels), np.int16)
+    if changes:
+        change[:] = np.repeat(np.stack(changes), lengths, axis=0)
     places = joined[:, model.first_latent :].reshape(len(each), -1, card.channels, *grid)
     bounds = np.cumsum([0, *map(len, card.groups)])
     pieces: list[Piece] = []
@@ -276,7 +289,7 @@ def code_sections(
 
         def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> Symbols:
             latents = mine[:, bounds[number] : bounds[number + 1]]
-            symbols = quantise_in_context(latents, per_step, mean, table, model, options.entropy_backend)
+            symbols = quantise_in_context(latents, per_step, mean, table, sections)
             pieces.append(Piece(turn, symbols, table))
             return symbols
 
@@ -285,8 +298,8 @@ def code_sections(
         pieces.append(Piece(turn, hyper, sections.hyper_table))
         return sections.walk(hyper, decide)
 
-    flat = [count for mine in counts for count in mine]
-    values = Walk(model, each, change, flat, grid, extent, options).run(code)
+    sizes = [count for mine in counts for count in mine]
+    values = Walk(model, each, change, sizes, grid, extent, options).run(code)
     return Coded(pieces, values)
 
 
@@ -360,8 +373,7 @@ def quantise_in_context(
     per_step: NDArray[np.float32],
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
-    model: ContextModel,
-    backend: Backend | None = None,
+    sections: Sections,
 ) -> Symbols:
     """Rate-distortion optimal symbols, (n, places, C, \\*grid).
 
@@ -373,41 +385,20 @@ def quantise_in_context(
     mean : ndarray, same shape as `latents`, float32
         In 16ths of a step.
     table : ndarray, same shape, uint8
-    model : ContextModel
-    backend : {"numpy", "numba"}, optional
+    sections : Sections
+        Whose latents they are.
     """
-    first, further = model.costs.thresholds
-    if coder.is_fast(backend):
-        flat = (*latents.shape[:3], -1)
-        given = latents.reshape(flat), per_step, mean.reshape(flat), table.reshape(flat)
-        return context_fast.quantise(*given, first, further).reshape(latents.shape)
-    scaled = latents * per_step.reshape(len(per_step), 1, -1, *[1] * (latents.ndim - 3))
-    return context_steps.quantise(scaled, mean, table, first, further)
-
-
-def read_side(side: Buffer, level: int, model: ContextModel) -> NDArray[np.int16]:
-    """What side information adds to the index of each channel's scale, shape (Z + C,).
-
-    Raises
-    ------
-    FrameError
-        If the level does not exist, or the side information is not one signed byte per channel.
-    """
-    channels = model.card.hyper + model.card.channels
-    if level >= model.model.card.levels:
-        raise FrameError(
-            f"frame names level {level}, the model has 0 to {model.model.card.levels - 1}.", field="setting"
-        )
-    if not len(side):
-        return np.zeros(channels, np.int16)
-    engine = zlib.decompressobj(-15)
-    try:
-        raw = engine.decompress(side, channels + 1)
-    except zlib.error as error:
-        raise FrameError(f"side information is not deflate data: {error}.", field="side") from error
-    if len(raw) != channels or not engine.eof or engine.unused_data:
-        raise FrameError(f"side information does not hold {channels} channels.", field="side")
-    return np.frombuffer(raw, np.int8).astype(np.int16)
+    model = sections.model
+    shape = (*latents.shape[:3], -1)
+    cells, means, tables = latents.reshape(shape), mean.reshape(shape), table.reshape(shape)
+    told = sections.change, sections.first_table, model.card.scales
+    if coder.is_fast(sections.options.entropy_backend):
+        symbols = context_fast.quantise(cells, per_step, means, tables, *told, *model.costs.thresholds)
+    else:
+        rounding = context_steps.unchanged(tables, *told) if sections.change.any() else tables
+        scaled = cells * per_step[:, None, :, None]
+        symbols = context_steps.quantise(scaled, means, rounding, *model.costs.thresholds)
+    return symbols.reshape(latents.shape)
 
 
 def decode_parts(walk: Walk, parts: Sequence[Buffer]) -> NDArray[np.float32]:

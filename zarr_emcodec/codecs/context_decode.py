@@ -17,7 +17,8 @@ from zarr_emcodec import transform
 from zarr_emcodec._types import Buffer, Chunk, Shape
 from zarr_emcodec.codecs import inference
 from zarr_emcodec.codecs.context import ContextModel, context_model_of
-from zarr_emcodec.codecs.context_coding import decode_parts, read_side
+from zarr_emcodec.codecs.context_coding import decode_parts
+from zarr_emcodec.codecs.context_side import read_side
 from zarr_emcodec.codecs.context_walk import Walk
 from zarr_emcodec.codecs.latents import group_starts
 from zarr_emcodec.codecs.opened import Opened

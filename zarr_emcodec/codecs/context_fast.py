@@ -62,16 +62,20 @@ def quantise(
     per_step: NDArray[np.float32],
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
+    change: NDArray[np.int16],
+    first_table: NDArray[np.int16],
+    scales: int,
     first: NDArray[np.float32],
     further: NDArray[np.float32],
 ) -> Symbols:
     """Integers nearest to latents ``(n, places, C, cells)`` times `per_step` ``(n, C)`` less their means.
 
-    See `context_steps.quantise`.
+    See `context_steps.quantise`, and `context_steps.unchanged` for the tables that decide how they are rounded.
     """
     symbols = np.empty(latents.shape, np.int32)
     given = np.ascontiguousarray(mean), np.ascontiguousarray(table)
-    _kernels().quantise(latents, per_step, *given, first, np.float32(1) - further, symbols)
+    thresholds = first, np.float32(1) - further
+    _kernels().quantise(latents, per_step, *given, change, first_table, scales, *thresholds, symbols)
     return symbols
 
 
@@ -158,6 +162,9 @@ def _quantise(
     per_step: NDArray[np.float32],
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
+    change: NDArray[np.int16],
+    first_table: NDArray[np.int16],
+    scales: int,
     first: NDArray[np.float32],
     upward: NDArray[np.float32],
     symbols: NDArray[np.int32],
@@ -169,15 +176,19 @@ def _quantise(
                 factor = per_step[i, channel]
                 given, out = latents[i, place, channel], symbols[i, place, channel]
                 means, tables = mean[i, place, channel], table[i, place, channel]
+                added, lowest = np.int32(change[i, channel]), np.int32(first_table[i, channel]) + np.int32(1)
+                highest = lowest + np.int32(scales) - np.int32(1)
                 for cell in range(cells):
-                    t = tables[cell]
+                    t = np.int32(tables[cell]) - added
+                    t = t if t > lowest else lowest
+                    t = t if t < highest else highest
                     residual = given[cell] * factor - means[cell] * _SIXTEENTH
                     size = abs(residual)
                     coarse = np.floor(size + upward[t])
                     coarse = coarse if coarse > _ONE else _ONE
                     coarse = coarse if coarse < _LARGEST else _LARGEST
                     whole = np.int32(coarse if size >= first[t] else _ZERO)
-                    whole = whole if t != 0 else np.int32(0)
+                    whole = whole if tables[cell] != 0 else np.int32(0)
                     out[cell] = whole if residual >= _ZERO else -whole
 
 
@@ -245,7 +256,19 @@ def _kernels() -> _Kernels:
     refer = nothing(real[:, ::1], lists, lists, real[:, ::1])
     strided = numba.types.Array(real, 4, "A", readonly=True)
     leave = nothing(strided, strided, channels, cells)
-    quantise = nothing(strided, channels, cells, byte[:, :, :, ::1], real[::1], real[::1], whole[:, :, :, ::1])
+    indices = small[:, ::1]
+    quantise = nothing(
+        strided,
+        channels,
+        cells,
+        byte[:, :, :, ::1],
+        indices,
+        indices,
+        i64,
+        real[::1],
+        real[::1],
+        whole[:, :, :, ::1],
+    )
     expect = nothing(real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1])
     value = nothing(whole[:, :, ::1], real[:, :, ::1], real[:, :, ::1])
     learn = nothing(whole[:, :, ::1], real[:, :, ::1], real[::1], real[:, :, ::1], real[:, :, ::1])

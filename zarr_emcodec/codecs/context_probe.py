@@ -1,8 +1,9 @@
 """What an encoder tries on a part of each chunk before it looks for the level: costs, and what is worth telling.
 
-Latents of chunks with a first guess of their level in; out, a better guess of their rates, and the reaches at which
-sections do without hyper-latents. Networks learn to use those wherever they help on the average; in tissue that is like
-the rest of its chunk, or far from what was trained on, they may cost more than they save.
+Latents of chunks with a first guess of their level in; out, a better guess of their rates, the reaches at which
+sections do without hyper-latents, and changes of channels' scales. Networks learn to use hyper-latents wherever they
+help on the average; in tissue that is like the rest of its chunk, or far from what was trained on, they may cost more
+than they save.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 
 from zarr_emcodec._types import Shape
 from zarr_emcodec.codecs.context import ContextModel
-from zarr_emcodec.codecs.context_coding import ContextLatents, by_run, code_sections, places_of
+from zarr_emcodec.codecs.context_coding import ContextLatents, by_run, code_sections, flat, places_of
 from zarr_emcodec.codecs.context_order import part_counts
+from zarr_emcodec.codecs.context_side import Pair, best_change
 from zarr_emcodec.entropy import coder
 from zarr_emcodec.runtime import Options
 
 _FAR = 5  # levels from the guess, a fifth of the bytes: what was probed there says little
+_LOOKED_AT = 512  # symbols of each channel that tell what a change of its scale saves
 EXCHANGE = 0.65
 """By how many per cent squared error falls for each per cent of rate along the ladder: seen on tissue, 16x to 256x."""
 
@@ -30,12 +33,17 @@ class _Probe(NamedTuple):
     level: int
     latents: NDArray[np.float32]
     extent: Shape
-    is_part: bool  # of which more is known than of a rough one, and less than of the whole
+    is_rough: bool
+
+    @property
+    def places(self) -> int:
+        return len(self.latents) * places_of(self.item.model, self.extent)
 
 
 class _Cost(NamedTuple):
     bits: float
     squared_error: float  # of latents, in grey levels
+    coded: list[Pair]
 
 
 _Costs = dict[int, _Cost]
@@ -57,9 +65,13 @@ def probe(items: Sequence[ContextLatents], first_level: Callable[[int], int], op
     _measure(items, first_level, options, rough=True)
     probes, told = _measure(items, first_level, options, rough=False)
     for one, with_hyper, without in zip(probes, told, _costs(probes, True, options), strict=True):
-        one.item.silent = frozenset(_not_worth_telling(with_hyper, without))
-        if one.item.silent:
-            _tell(one, {**with_hyper, **{reach: without[reach] for reach in one.item.silent}})
+        silent = _not_worth_telling(with_hyper, without)
+        costs = {**with_hyper, **{reach: without[reach] for reach in silent}}
+        one.item.silent = frozenset(silent)
+        coded = [pair for cost in costs.values() for pair in cost.coded]
+        times = one.item.n_places / one.places
+        one.item.change, saved = best_change(coded, _bits(costs), one.places, times, one.item.model)
+        _tell(one, costs, saved)
 
 
 def _measure(
@@ -71,20 +83,13 @@ def _measure(
     """
     parts = [(i, item, item.part(rough=rough) or (item.latents, item.extent)) for i, item in enumerate(items)]
     chosen = [(i, item, part) for i, item, part in parts if not rough or part[0] is not item.latents]
-    probes = [
-        _Probe(item, first_level(i), *part, not rough and part[0] is not item.latents) for i, item, part in chosen
-    ]
+    probes = [_Probe(item, first_level(i), *part, rough) for i, item, part in chosen]
     told = _correct(probes, options)
     moved = [one._replace(level=first_level(i)) for (i, _, _), one in zip(chosen, probes, strict=True)]
     far = [k for k, one in enumerate(moved) if abs(one.level - probes[k].level) >= _FAR]
     for k, costs in zip(far, _correct([moved[k] for k in far], options), strict=True):
         probes[k], told[k] = moved[k], costs
     return probes, told
-
-
-def _bits(one: _Probe, costs: _Costs) -> float:
-    """Of a place."""
-    return sum(cost.bits for cost in costs.values()) / (len(one.latents) * places_of(one.item.model, one.extent))
 
 
 def _correct(probes: Sequence[_Probe], options: Options) -> list[_Costs]:
@@ -95,13 +100,18 @@ def _correct(probes: Sequence[_Probe], options: Options) -> list[_Costs]:
     return told
 
 
-def _tell(one: _Probe, costs: _Costs) -> None:
-    one.item.correct(one.level, _bits(one, costs), one.latents if one.is_part else None)
+def _tell(one: _Probe, costs: _Costs, saved: float = 0.0) -> None:
+    is_part = not one.is_rough and one.latents is not one.item.latents
+    one.item.correct(one.level, (1 - saved) * _bits(costs) / one.places, one.latents if is_part else None)
+
+
+def _bits(costs: _Costs) -> float:
+    return sum(cost.bits for cost in costs.values())
 
 
 def _not_worth_telling(told: _Costs, silent: _Costs) -> list[int]:
     """Reaches at which the hyper-latents' bits lower the error by less than so many bits elsewhere would."""
-    bits = sum(cost.bits for cost in told.values())
+    bits = _bits(told)
     squared_error = sum(cost.squared_error for cost in told.values())
     return [
         reach
@@ -152,8 +162,8 @@ def _costs_of_group(group: Sequence[_Probe], silent: bool, options: Options) -> 
         for i, mine in enumerate(by_run(pieces, lengths)):
             if mine:
                 inside = sections[(sections >= bounds[i]) & (sections < bounds[i + 1])] - bounds[i]
-                bits = coder.cost_bits(mine, model.tables, backend=options.entropy_backend)
-                out[i][reach] = _Cost(bits, float(errors[i][inside].sum()))
+                bits = coder.cost_bits(flat(mine), model.tables, backend=options.entropy_backend)
+                out[i][reach] = _Cost(bits, float(errors[i][inside].sum()), mine)
     return out
 
 

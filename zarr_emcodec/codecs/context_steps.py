@@ -127,6 +127,32 @@ def leave(latents: NDArray[np.float32], total: NDArray[np.float32], gain: NDArra
     return left
 
 
+def unchanged(
+    table: NDArray[np.uint8], change: NDArray[np.int16], first_table: NDArray[np.int16], scales: int
+) -> NDArray[np.uint8]:
+    """Tables as they would be without side information, which decide how latents are rounded.
+
+    What is rounded to zero was learnt with the scales that networks tell; what symbols cost is another matter.
+
+    Parameters
+    ----------
+    table : ndarray, shape (n, places, C, cells), uint8
+    change : ndarray, shape (n, C), int16
+        What side information adds to the index of a channel's scale.
+    first_table : ndarray, shape (n, C), int16
+    scales : int
+        As of `predict`.
+
+    Returns
+    -------
+    ndarray, same shape, uint8
+        0 where the table is 0.
+    """
+    first = first_table[:, None, :, None]
+    index = np.clip(table - first - change[:, None, :, None], 1, scales)
+    return np.where(table, index + first, 0).astype(np.uint8)
+
+
 def quantise(
     scaled: NDArray[np.float32],
     mean: NDArray[np.float32],

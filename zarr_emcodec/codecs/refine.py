@@ -75,7 +75,7 @@ def refine(item: ContextLatents, grey: NDArray[np.float32], level: int, effort: 
             latents[one], found[row] = descent.run(STEPS[effort])
         return found
 
-    change = np.zeros((n, model.card.hyper + model.card.channels), np.int16)
+    change = np.broadcast_to(item.change, (n, len(item.change)))
     walk = Walk(model, np.full(n, level, np.int64), change, part_counts(n), grid, item.extent, options)
     with limited_threads(torch, options.threads):
         walk.run(code)
@@ -99,6 +99,7 @@ class _Descent:
         self.torch, self.network, self.options = torch, network, options
         self.model: ContextModel = item.model
         self.level, self.extent, self.references = level, item.extent, references
+        self.change = item.change[None]
         self.quiet = np.isin(references.reach, list(item.silent))
         model, card = item.model, item.model.card
         self.grid = latents.shape[2:]
@@ -152,17 +153,16 @@ class _Descent:
         """What coding makes of values in steps."""
         model = self.model
         card = model.card
-        change = np.zeros((1, card.hyper + card.channels), np.int16)
         levels = np.array([self.level], np.int64)
         known = self.references if card.reaches else None
-        sections = Sections(model, levels, change, self.grid, self.extent, self.options, known)
+        sections = Sections(model, levels, self.change, self.grid, self.extent, self.options, known)
         bounds = np.cumsum([0, *map(len, card.groups)])
         found = []
         in_steps = np.ones((1, card.channels), np.float32)
 
         def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> NDArray[np.int32]:
             mine = values[:, bounds[number] : bounds[number + 1]]
-            symbols = quantise_in_context(mine, in_steps, mean, table, model)
+            symbols = quantise_in_context(mine, in_steps, mean, table, sections)
             found.append((mean * np.float32(1 / FRACTION), table, symbols))
             return symbols
 
