@@ -24,7 +24,7 @@ Pair = tuple[Symbols, NDArray[np.uint8]]
 CHANGES = np.arange(-4, 5)
 """Of an index: scales are 15 % apart."""
 _SAMPLE = 512  # symbols of each channel that tell whether a closer look is worth its time
-_PROMISING, _ENOUGH = 0.02, 0.015  # of the bits; a sample promises more than it holds
+_PROMISING, _ENOUGH = 0.03, 0.02  # of the bits; a sample promises more than it holds
 _WORTH_BITS, _CERTAIN_BITS = 24.0, 12.0  # a change has to save more than it takes, and in a part more than by chance
 
 
