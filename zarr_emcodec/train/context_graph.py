@@ -116,18 +116,17 @@ def group_onnx(group: IntegerGroup) -> bytes:
     check_exact(group.layers())
     ndim = group.window.ndim - 2
     graph = WholeGraph(ndim)
-    known = graph.channels_last("known")
-    h = graph.whole(graph.product(known, group.embed, group.embed_bias + HALF, WEIGHT_SHIFT, called="embed"))
+    h = graph.whole(graph.product("known", group.embed, group.embed_bias + HALF, WEIGHT_SHIFT, called="embed"))
     # (W, F, *window) to rows that run over the window first, then the features, as the views do
     rows = np.moveaxis(group.window, 1, -1).reshape(len(group.window), -1)
-    sums = graph.product(graph.views(h, 1, channels=-1), rows, None, WEIGHT_SHIFT, called="window")
+    sums = graph.product(graph.views(h, 1), rows, None, WEIGHT_SHIFT, called="window")
     levels = group.level_bias.astype(np.float32) + np.float32(HALF)
-    table = graph.constant(levels.reshape(len(levels), *[1] * ndim, -1), "levels")
+    table = graph.constant(levels.reshape(*levels.shape, *[1] * ndim), "levels")
     scaled = graph.node("Mul", [table, graph.number(2.0**-WEIGHT_SHIFT)])
     bias = graph.node("Gather", [scaled, "level"], axis=0)
     if len(group.reach_bias):
         shared = group.reach_bias.astype(np.float32) * np.float32(2.0**-WEIGHT_SHIFT)
-        reaches = graph.constant(shared.reshape(len(shared), *[1] * ndim, -1), "reaches")
+        reaches = graph.constant(shared.reshape(*shared.shape, *[1] * ndim), "reaches")
         # multiples of 2**-WEIGHT_SHIFT far below 2**16: any order of summation gives the same
         bias = graph.node("Add", [bias, graph.node("Gather", [reaches, "reach"], axis=0)])
     h = graph.whole(graph.node("Add", [sums, bias]))
@@ -143,7 +142,7 @@ def group_onnx(group: IntegerGroup) -> bytes:
         offset = group.out_bias[chosen] + out_halves()[kind]
         sums = graph.product(h, group.out[chosen], offset, _SUM_SHIFT - shift, called=f"out.{i}")
         parts.append(graph.whole(sums, -bound, bound))
-    graph.channels_first(graph.node("Concat", parts, axis=-1), output="context")
+    graph.node("Concat", parts, axis=1, output="context")
     return _finish(graph, group, ndim)
 
 

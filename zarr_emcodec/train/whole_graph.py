@@ -89,44 +89,31 @@ class WholeGraph:
     def product(
         self, name: str, weight: NDArray[np.int8], bias: NDArray[np.int32] | None, shift: int, *, called: str = ""
     ) -> str:
-        """Weights ``(out, in)`` for each cell, channels last, times ``2 ** -shift``.
+        """Weights ``(out, in)`` for each cell, times ``2 ** -shift``.
 
         Both weights and bias are scaled, which a runtime does once: a power of two changes no digit of a sum.
         """
         scale = self.number(2.0**-shift)
-        scaled = self.node("Mul", [self.as_float(weight, called), scale])
-        sums = self.node("MatMul", [name, self.node("Transpose", [scaled], perm=[1, 0])])
-        if bias is None:
-            return sums
-        offset = self.constant(bias.astype(np.float32), called and f"{called}.bias")
-        return self.node("Add", [sums, self.node("Mul", [offset, scale])])
+        shaped = weight.reshape(*weight.shape, *[1] * self.ndim)
+        given = [name, self.node("Mul", [self.as_float(shaped, called), scale])]
+        if bias is not None:
+            offset = self.constant(bias.astype(np.float32), called and f"{called}.bias")
+            given.append(self.node("Mul", [offset, scale]))
+        return self.node("Conv", given)
 
     def whole(self, sums: str, low: float = 0.0, high: float = ACTIVATION_MAX) -> str:
         """Whole numbers within bounds, of sums that are scaled already, half a step included."""
         return self.node("Clip", [self.node("Floor", [sums]), self.number(low), self.number(high)])
 
-    def channels_last(self, name: str) -> str:
-        """``(n, F, *cells)`` to ``(n, *cells, F)``."""
-        return self.node("Transpose", [name], perm=[0, *range(2, 2 + self.ndim), 1])
-
-    def channels_first(self, name: str, *, output: str | None = None) -> str:
-        """Inverse of `channels_last`."""
-        return self.node("Transpose", [name], output=output, perm=[0, 1 + self.ndim, *range(1, 1 + self.ndim)])
-
-    def views(self, name: str, reach: int, *, channels: int = 1) -> str:
-        """Features of the window around each cell, ``(n, F, *cells)`` to ``(n, window * F, *cells)``.
-
-        `channels` is their axis: 1, or -1 where channels are last.
-        """
-        first = 1 if channels < 0 else 2
-        ahead, behind = [0] * first, [0] * (2 - first)
-        border = np.array([*ahead, *[reach] * self.ndim, *behind] * 2, np.int64)
+    def views(self, name: str, reach: int) -> str:
+        """Features of the window around each cell, ``(n, F, *cells)`` to ``(n, window * F, *cells)``."""
+        border = np.array([0, 0, *[reach] * self.ndim] * 2, np.int64)
         padded = self.node("Pad", [name, self.constant(border)])
         views = []
         for offset in product(range(2 * reach + 1), repeat=self.ndim):
             ends = [o - 2 * reach or END for o in offset]
-            views.append(self.cut(padded, offset, ends, [1] * self.ndim, first))
-        return self.node("Concat", views, axis=channels)
+            views.append(self.cut(padded, offset, ends, [1] * self.ndim, 2))
+        return self.node("Concat", views, axis=1)
 
     def to_bytes(
         self, name: str, inputs: Mapping[str, tuple[Any, Sequence[Any]]], outputs: Mapping[str, Sequence[Any]]
