@@ -262,7 +262,8 @@ class Sections:
         # a mean is a 64th of a spread of 2**(shift + 1) steps: 2**(shift - 1) 16ths of a step; networks get 32nds
         self._unit, self._spread_out = np.exp2(shift - 1), np.exp2(-shift)
         self._stored = [self._stored_of(group) for group in card.groups]
-        self._known = np.zeros((len(levels), card.known(len(card.groups)), math.prod(grid)), np.float32)
+        # of the last group nobody is told
+        self._known = np.empty((len(levels), card.known(len(card.groups) - 1), math.prod(grid)), np.float32)
         self._fast = coder.is_fast(options.entropy_backend)
 
     def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -319,9 +320,8 @@ class Sections:
         for run, out in self._ask(number):
             parts = out.reshape(-1, shape[1], card.outputs, *shape[2:])
             given = self._unit[run], self._scale[run], self.first_table[run], card.scales, self._stored[number]
-            steps.predict(parts, *given, mean[run], table[run])
-            if self._references is not None:
-                steps.expect(parts[:, :, 2], self._references[run, places], mean[run])
+            expected = None if self._references is None else self._references[run, places]
+            steps.predict(parts, *given, expected, mean[run], table[run])
         return mean, table
 
     def _ask(self, number: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:

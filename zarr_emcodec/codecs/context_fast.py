@@ -30,17 +30,17 @@ def predict(
     first_table: NDArray[np.int16],
     scales: int,
     stored: NDArray[np.bool_],
+    references: NDArray[np.float32] | None,
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
 ) -> None:
     """Fill in means and tables of a group; see `context_steps.predict`."""
     # bytes, so that they are combined with tables without a branch
-    _kernels().predict(out, unit, scale, first_table, scales, stored.view(np.uint8), mean, table)
-
-
-def expect(gate: NDArray[np.float32], references: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
-    """Add to means what latents are expected to have of their references; see `context_steps.expect`."""
-    _kernels().expect(gate, references, mean)
+    given = out, unit, scale, first_table, scales, stored.view(np.uint8)
+    if references is None:
+        _kernels().predict(*given, mean, table)
+    else:
+        _kernels().expect(*given, references, mean, table)
 
 
 def refer(values: NDArray[np.float32], before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -121,16 +121,36 @@ def _predict(
                     table[i, place, channel, cell] = number * np.int32(stored[place, cell])
 
 
-def _expect(gate: NDArray[np.float32], references: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
-    n, places, channels, cells = mean.shape
+def _expect(
+    out: NDArray[np.float32],
+    unit: NDArray[np.float32],
+    scale: NDArray[np.int16],
+    first_table: NDArray[np.int16],
+    scales: int,
+    stored: NDArray[np.uint8],
+    references: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    table: NDArray[np.uint8],
+) -> None:
+    """`_predict`, and to the means what latents are expected to have of their references."""
+    n, places, _, channels, cells = out.shape
+    last = np.int32(scales)
     for i in range(n):
         for place in range(places):
             for channel in range(channels):
+                factor = unit[i, channel]
+                start, first = np.int32(scale[i, channel]), np.int32(first_table[i, channel])
                 for cell in range(cells):
-                    gated = np.int32(gate[i, place, channel, cell]) * np.int32(references[i, place, channel, cell])
-                    moved = np.int32(mean[i, place, channel, cell]) + ((gated + _GATE_HALF) >> _GATE_ALL)
+                    gate = np.int32(out[i, place, 2, channel, cell])
+                    gated = gate * np.int32(references[i, place, channel, cell])
+                    own = np.int32(np.floor(out[i, place, 0, channel, cell] * factor + _HALF))
+                    moved = own + ((gated + _GATE_HALF) >> _GATE_ALL)
                     moved = moved if moved < _FARTHEST else _FARTHEST
                     mean[i, place, channel, cell] = np.float32(moved if moved > -_FARTHEST else -_FARTHEST)
+                    index = np.int32(out[i, place, 1, channel, cell]) + start
+                    number = (index if index < last else last) + first
+                    number = number if index > 0 else np.int32(0)
+                    table[i, place, channel, cell] = number * np.int32(stored[place, cell])
 
 
 def _refer(
@@ -242,21 +262,15 @@ def _kernels() -> _Kernels:
     nothing, i64, whole = numba.void, numba.int64, numba.int32
     real, small, byte = numba.float32, numba.int16, numba.uint8
     channels = real[:, ::1]
-    predict = nothing(
-        real[:, :, :, :, ::1],
-        channels,
-        small[:, ::1],
-        small[:, ::1],
-        i64,
-        byte[:, ::1],
-        real[:, :, :, ::1],
-        byte[:, :, :, ::1],
-    )
-    lists, cells = i64[::1], real[:, :, :, ::1]
+    indices, cells = small[:, ::1], real[:, :, :, ::1]
+    given = real[:, :, :, :, ::1], channels, indices, indices, i64, byte[:, ::1]
+    results = cells, byte[:, :, :, ::1]
+    predict = nothing(*given, *results)
+    expect = nothing(*given, real[:, :, :, :], *results)
+    lists = i64[::1]
     refer = nothing(real[:, ::1], lists, lists, real[:, ::1])
     strided = numba.types.Array(real, 4, "A", readonly=True)
     leave = nothing(strided, strided, channels, cells)
-    indices = small[:, ::1]
     quantise = nothing(
         strided,
         channels,
@@ -269,7 +283,6 @@ def _kernels() -> _Kernels:
         real[::1],
         whole[:, :, :, ::1],
     )
-    expect = nothing(real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1])
     value = nothing(whole[:, :, ::1], real[:, :, ::1], real[:, :, ::1])
     learn = nothing(whole[:, :, ::1], real[:, :, ::1], real[::1], real[:, :, ::1], real[:, :, ::1])
     return _Kernels(

@@ -35,6 +35,7 @@ def predict(
     first_table: NDArray[np.int16],
     scales: int,
     stored: NDArray[np.bool_],
+    references: NDArray[np.float32] | None,
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
 ) -> None:
@@ -43,7 +44,7 @@ def predict(
     Parameters
     ----------
     out : ndarray, shape (n, places, 2 or 3, C, cells), float32
-        Of the group's network: means in units, changes of indices of scales; gates, for which see `expect`.
+        Of the group's network: means in units, changes of indices of scales, gates.
     unit : ndarray, shape (n, C), float32
         16ths of a step in a unit of a mean: a power of two.
     scale : ndarray, shape (n, C), int16
@@ -54,6 +55,8 @@ def predict(
         Largest index.
     stored : ndarray, shape (places, cells), bool
         False where a latent stands for padding.
+    references : ndarray, shape (n, places, C, cells), float32, optional
+        See `expect`.
     mean : ndarray, shape (n, places, C, cells), float32
         Set to 16ths of a step, whole.
     table : ndarray, same shape, uint8
@@ -62,6 +65,8 @@ def predict(
     np.multiply(out[:, :, 0], unit[:, None, :, None], out=mean)
     mean += np.float32(0.5)
     np.floor(mean, out=mean)
+    if references is not None:
+        expect(out[:, :, 2], references, mean)
     index = out[:, :, 1].astype(np.int16)
     index += scale[:, None, :, None]
     table[...] = np.minimum(index, np.int16(scales)) + first_table[:, None, :, None]
