@@ -281,9 +281,12 @@ def advance(trainer: VariableTrainer, n: int) -> list[float]:
     return [trainer._advance(0.0)["loss"] for _ in range(n)]
 
 
+@pytest.mark.parametrize("orthogonal", [0.0, 1.5])
 @DIMENSIONS
-def test_ten_steps_lower_the_loss_and_a_run_resumes_bit_by_bit(ndim: int, source: Source, tmp_path: Path) -> None:
-    config = CONFIGS[ndim]
+def test_ten_steps_lower_the_loss_and_a_run_resumes_bit_by_bit(
+    ndim: int, orthogonal: float, source: Source, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIGS[ndim], orthogonal=orthogonal)
     trainer = VariableTrainer(config, [source], tmp_path / "a.pt")
     batch = trainer.sampler.batch(config.batch)
     levels = torch.from_numpy(trainer.levels[[3, len(trainer.levels) // 2, -3]])

@@ -91,7 +91,7 @@ def _variable(args: argparse.Namespace, sources: list[Source], budget: dict[str,
         found = _token_start(args.start)
         start = found.top if isinstance(found, TwoLevel) else found
     if args.fine_tune:
-        slower = {name: _FINE_TUNE * getattr(config, name) for name in ("rate", "rate_linear")}
+        slower = {name: _FINE_TUNE * getattr(config, name) for name in ("rate", "rate_transforms", "rate_linear")}
         config = dataclasses.replace(config, **slower)
     return VariableTrainer(config, sources, args.checkpoint, args.device, start)
 

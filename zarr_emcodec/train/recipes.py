@@ -157,6 +157,7 @@ VARIABLE_RECIPES: dict[str, VariableTrainConfig] = {
         crop=(16, 96, 96),
         batch=4,
         more_crops=((64, 64, 64),),  # or chunks deeper than a cell would be strange to it
+        orthogonal=1.5,
         rate=6e-4,
         rate_transforms=6e-4,
         rate_linear=5e-5,

@@ -23,6 +23,7 @@ from zarr_emcodec.train.data import CropSampler, Source, StackSampler, VolumeSam
 from zarr_emcodec.train.klt import fit_block_klt, fit_klt
 from zarr_emcodec.train.loop import Budgeted
 from zarr_emcodec.train.losses import LAMBDA, rate_distortion
+from zarr_emcodec.train.muon import Muon, convolutions
 from zarr_emcodec.train.widen import take_over
 
 ALONE = 0.3
@@ -51,6 +52,7 @@ class VariableTrainConfig:
     rate: float = 1e-3  # Adam, entropy model and steps
     rate_transforms: float = 1e-3  # convolutional paths; gentler where they start trained, they are slow to settle
     rate_linear: float = 1e-4  # KLT weights are small and already good: move them gently
+    orthogonal: float = 0.0  # times their rates, of orthogonal steps of convolutions (`train.muon`); 0: Adam for all
     rate_scales: float = 2e-2  # scales count in table indices, tens of units wide where weights are fractions of one
     warm_up: int = 200  # steps until the full learning rate; the first gradients of a zero head are erratic
     clip: float = 1.0  # gradient norm
@@ -121,7 +123,12 @@ class VariableTrainer(Budgeted):
         chosen |= {id(p) for p in transforms}
         others = [p for p in self.model.parameters() if id(p) not in chosen and p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": each} for each in (linear, paths, others, scales)]
-        self.optimiser = torch.optim.Adam(groups, lr=config.rate, betas=(0.9, 0.98))
+        parts = self.model.analysis, self.model.synthesis, self.model.hyper
+        self.optimiser = (
+            Muon(groups, convolutions(*parts, without=linear), config.orthogonal)
+            if config.orthogonal
+            else torch.optim.Adam(groups, lr=config.rate, betas=(0.9, 0.98))
+        )
         saved = torch.load(checkpoint, map_location=self.device, weights_only=True) if checkpoint.exists() else None
         # a resumed run must not draw the crops of its first minutes again
         seed = config.seed + (saved["step"] if saved else 0)
