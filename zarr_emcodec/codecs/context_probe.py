@@ -23,7 +23,6 @@ from zarr_emcodec.entropy import coder
 from zarr_emcodec.runtime import Options
 
 _FAR = 5  # levels from the guess, a fifth of the bytes: what was probed there says little
-_LOOKED_AT = 512  # symbols of each channel that tell what a change of its scale saves
 EXCHANGE = 0.65
 """By how many per cent squared error falls for each per cent of rate along the ladder: seen on tissue, 16x to 256x."""
 
@@ -51,7 +50,7 @@ _Costs = dict[int, _Cost]
 
 
 def probe(items: Sequence[ContextLatents], first_level: Callable[[int], int], options: Options) -> None:
-    """Correct the estimate of each item, near its level, and decide which of its sections have hyper-latents.
+    """Correct the estimate of each item, near its level; decide which of its sections have hyper-latents, and on scales.
 
     Parameters
     ----------
