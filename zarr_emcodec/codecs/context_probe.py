@@ -50,7 +50,7 @@ _Costs = dict[int, _Cost]
 
 
 def probe(items: Sequence[ContextLatents], first_level: Callable[[int], int], options: Options) -> None:
-    """Correct the estimate of each item, near its level; decide which of its sections have hyper-latents, and on scales.
+    """Correct the estimate of each item, near its level; decide on its hyper-latents and scales.
 
     Parameters
     ----------
