@@ -27,6 +27,8 @@ from zarr_emcodec.runtime import Options
 _HEADER_BYTES = 33  # header of a latent frame with a window, and the count of its table
 _REFINED_LEVELS = 3  # a chunk whose latents were refined fits a finer level, which they are then refined for
 _WORTH_A_LEVEL = 1.035  # frames grow by 3 to 4 % from one level to the next finer one
+_MUCH = 1.07  # so much left after the first try, and a level that is said not to fit is worth a second one
+_MAYBE = 1.04  # if it is said to miss by no more: so far are estimates off, where few bytes are spent
 _WORTH_A_TRY = 1.05  # likewise where networks decide what a chunk costs: a try takes as long as the transforms
 
 
@@ -61,7 +63,9 @@ class VAEJob(ChunkJob[VAESpec]):
         worth = _WORTH_A_TRY if self._in_haste else _WORTH_A_LEVEL
         if self.budget < worth * len(self.tried[best]) or floor == best:
             return best
-        return min(max(self._finest(best), floor), best)
+        finer = min(max(self._finest(best), floor), best)
+        much = len(self.tried) == 1 and self.budget > _MUCH * len(self.tried[best])
+        return best - 1 if finer == best and much and self._estimate(best - 1) < _MAYBE * self.budget else finer
 
     @property
     def _fixed_bytes(self) -> int:
