@@ -43,7 +43,7 @@ def test_means_and_tables_are_the_same(seed: int) -> None:
     results = []
     for steps in (context_steps, context_fast):
         mean, table = np.empty(SHAPE, np.float32), np.empty(SHAPE, np.uint8)
-        steps.predict(*given, None, mean, table)
+        steps.predict(*given, None, 0, mean, table)
         results.append((mean, table))
     assert {0, SCALES, 2 * SCALES} <= set(np.unique(results[0][1]))  # none, and the widest of either shape
     for i in range(2):
@@ -55,8 +55,8 @@ def test_what_references_lead_to_expect_is_the_same(seed: int) -> None:
     rng = np.random.default_rng(seed)
     out = rng.integers(-127, 128, (N, PLACES, 3, CHANNELS, CELLS)).astype(np.float32)
     start, gate = out[:, :, 0], out[:, :, 2]
-    # not contiguous, as within a walk
-    references = rng.integers(-(1 << 23), (1 << 23) + 1, (N, PLACES + 1, CHANNELS, CELLS)).astype(np.float32)[:, 1:]
+    every = rng.integers(-(1 << 23), (1 << 23) + 1, (N, PLACES + 1, CHANNELS, CELLS)).astype(np.float32)
+    references = every[:, 1:]  # those of the group
     start[...] = rng.integers(-511, 512, SHAPE)
     unit = np.exp2(rng.integers(-1, 14, (N, CHANNELS))).astype(np.float32)
     # the ends of what there may be, and halves to be rounded
@@ -74,14 +74,14 @@ def test_what_references_lead_to_expect_is_the_same(seed: int) -> None:
     results = []
     for steps in (context_steps, context_fast):
         mean, table = np.empty(SHAPE, np.float32), np.empty(SHAPE, np.uint8)
-        steps.predict(*given, references, mean, table)
+        steps.predict(*given, every, 1, mean, table)
         results.append((mean, table))
     whole = [array.astype(np.int64) for array in (gate, references, np.floor(start * unit[:, None, :, None] + 0.5))]
     expected = np.clip(whole[2] + (whole[0] * whole[1] + 64) // 128, -(1 << 22), 1 << 22)
     assert np.abs(expected).max() == 1 << 22
     assert results[0][0][0, 0, 1, :8].tolist() == [3, 4, 4, 5, 5, 6, 6, 7]
     without = np.empty(SHAPE, np.float32), np.empty(SHAPE, np.uint8)
-    context_steps.predict(*given, None, *without)
+    context_steps.predict(*given, None, 0, *without)
     for mean, table in results:
         np.testing.assert_array_equal(mean, expected)
         np.testing.assert_array_equal(table, without[1])

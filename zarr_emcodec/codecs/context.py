@@ -301,7 +301,7 @@ class Sections:
         first = 0
         for number, group in enumerate(card.groups):
             shape = (n, len(group), card.channels, cells)
-            mean, table = self._predict(number, slice(first, first + len(group)))
+            mean, table = self._predict(number, first)
             symbols = decide(number, mean.reshape(*shape[:3], *self.grid), table.reshape(*shape[:3], *self.grid))
             part = values[:, first : first + len(group)]
             first += len(group)
@@ -311,8 +311,8 @@ class Sections:
             learn(symbols.reshape(shape), mean, self._spread_out, part, known)
         return values.reshape(n, -1, *self.grid)
 
-    def _predict(self, number: int, places: slice) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Means in 16ths of a step and tables of a group, each (n, places, C, cells)."""
+    def _predict(self, number: int, first: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Means in 16ths of a step and tables of a group whose first place is given, each (n, places, C, cells)."""
         card = self.model.card
         shape = (len(self.levels), len(card.groups[number]), card.channels, self._known.shape[2])
         mean, table = np.empty(shape, np.float32), np.empty(shape, np.uint8)
@@ -320,8 +320,8 @@ class Sections:
         for run, out in self._ask(number):
             parts = out.reshape(-1, shape[1], card.outputs, *shape[2:])
             given = self._unit[run], self._scale[run], self.first_table[run], card.scales, self._stored[number]
-            expected = None if self._references is None else self._references[run, places]
-            steps.predict(parts, *given, expected, mean[run], table[run])
+            references = None if self._references is None else self._references[run]
+            steps.predict(parts, *given, references, first, mean[run], table[run])
         return mean, table
 
     def _ask(self, number: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:

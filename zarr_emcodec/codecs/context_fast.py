@@ -31,6 +31,7 @@ def predict(
     scales: int,
     stored: NDArray[np.bool_],
     references: NDArray[np.float32] | None,
+    first: int,
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
 ) -> None:
@@ -40,7 +41,7 @@ def predict(
     if references is None:
         _kernels().predict(*given, mean, table)
     else:
-        _kernels().expect(*given, references, mean, table)
+        _kernels().expect(*given, references, first, mean, table)
 
 
 def refer(values: NDArray[np.float32], before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -129,6 +130,7 @@ def _expect(
     scales: int,
     stored: NDArray[np.uint8],
     references: NDArray[np.float32],
+    first_place: int,
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
 ) -> None:
@@ -140,9 +142,9 @@ def _expect(
             for channel in range(channels):
                 factor = unit[i, channel]
                 start, first = np.int32(scale[i, channel]), np.int32(first_table[i, channel])
+                known = references[i, first_place + place, channel]
                 for cell in range(cells):
-                    gate = np.int32(out[i, place, 2, channel, cell])
-                    gated = gate * np.int32(references[i, place, channel, cell])
+                    gated = np.int32(out[i, place, 2, channel, cell]) * np.int32(known[cell])
                     own = np.int32(np.floor(out[i, place, 0, channel, cell] * factor + _HALF))
                     moved = own + ((gated + _GATE_HALF) >> _GATE_ALL)
                     moved = moved if moved < _FARTHEST else _FARTHEST
@@ -266,7 +268,7 @@ def _kernels() -> _Kernels:
     given = real[:, :, :, :, ::1], channels, indices, indices, i64, byte[:, ::1]
     results = cells, byte[:, :, :, ::1]
     predict = nothing(*given, *results)
-    expect = nothing(*given, real[:, :, :, :], *results)
+    expect = nothing(*given, cells, i64, *results)
     lists = i64[::1]
     refer = nothing(real[:, ::1], lists, lists, real[:, ::1])
     strided = numba.types.Array(real, 4, "A", readonly=True)

@@ -36,6 +36,7 @@ def predict(
     scales: int,
     stored: NDArray[np.bool_],
     references: NDArray[np.float32] | None,
+    first: int,
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
 ) -> None:
@@ -55,8 +56,10 @@ def predict(
         Largest index.
     stored : ndarray, shape (places, cells), bool
         False where a latent stands for padding.
-    references : ndarray, shape (n, places, C, cells), float32, optional
+    references : ndarray, shape (n, all places, C, cells), float32, optional
         See `expect`.
+    first : int
+        Which of all places is the group's first.
     mean : ndarray, shape (n, places, C, cells), float32
         Set to 16ths of a step, whole.
     table : ndarray, same shape, uint8
@@ -66,7 +69,7 @@ def predict(
     mean += np.float32(0.5)
     np.floor(mean, out=mean)
     if references is not None:
-        expect(out[:, :, 2], references, mean)
+        expect(out[:, :, 2], references[:, first : first + out.shape[1]], mean)
     index = out[:, :, 1].astype(np.int16)
     index += scale[:, None, :, None]
     table[...] = np.minimum(index, np.int16(scales)) + first_table[:, None, :, None]
