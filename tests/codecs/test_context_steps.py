@@ -109,7 +109,8 @@ def test_symbols_are_the_same(seed: int, widest: int) -> None:
     per_step = np.exp2(rng.integers(-3, 3, (N, CHANNELS))).astype(np.float32)
     latents = (scaled / per_step[:, None, :, None]).astype(np.float32)
     expected = context_steps.quantise(scaled.copy(), mean, rounding, *thresholds)
-    found = context_fast.quantise(latents, per_step, mean, table, change, first_table, SCALES, *thresholds)
+    every = np.concatenate([np.full_like(latents[:, :1], np.nan), latents], 1)
+    found = context_fast.quantise(every, 1, per_step, mean, table, change, first_table, SCALES, *thresholds)
     assert np.abs(expected).max() == context_steps.SYMBOL_MAX
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, expected)

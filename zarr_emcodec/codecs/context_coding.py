@@ -275,7 +275,7 @@ def code_sections(
     change = np.zeros((len(each), card.hyper + card.channels), np.int16)
     if changes:
         change[:] = np.repeat(np.stack(changes), lengths, axis=0)
-    places = joined[:, model.first_latent :].reshape(len(each), -1, card.channels, *grid)
+    places = np.ascontiguousarray(joined[:, model.first_latent :]).reshape(len(each), -1, card.channels, *grid)
     bounds = np.cumsum([0, *map(len, card.groups)])
     pieces: list[Piece] = []
     mute = np.zeros((len(latents), max(card.reaches, 1)), bool)
@@ -288,8 +288,7 @@ def code_sections(
         per_step = np.reciprocal(gain)
 
         def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> Symbols:
-            latents = mine[:, bounds[number] : bounds[number + 1]]
-            symbols = quantise_in_context(latents, per_step, mean, table, sections)
+            symbols = quantise_in_context(mine, bounds[number], per_step, mean, table, sections)
             pieces.append(Piece(turn, symbols, table))
             return symbols
 
@@ -370,35 +369,38 @@ def hyper_latents(
 
 def quantise_in_context(
     latents: NDArray[np.float32],
+    first: int,
     per_step: NDArray[np.float32],
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
     sections: Sections,
 ) -> Symbols:
-    """Rate-distortion optimal symbols, (n, places, C, \\*grid).
+    """Rate-distortion optimal symbols of a group, (n, places, C, \\*grid).
 
     Parameters
     ----------
-    latents : ndarray, shape (n, places, C, \\*grid), float32
+    latents : ndarray, shape (n, all places, C, \\*grid), float32
+    first : int
+        Which of all places is the group's first.
     per_step : ndarray, shape (n, C), float32
         What they are multiplied with to count in steps.
-    mean : ndarray, same shape as `latents`, float32
+    mean : ndarray, shape (n, places, C, \\*grid), float32
         In 16ths of a step.
     table : ndarray, same shape, uint8
     sections : Sections
         Whose latents they are.
     """
     model = sections.model
-    shape = (*latents.shape[:3], -1)
-    cells, means, tables = latents.reshape(shape), mean.reshape(shape), table.reshape(shape)
+    cells, shape = latents.reshape(*latents.shape[:3], -1), (*mean.shape[:3], -1)
+    means, tables = mean.reshape(shape), table.reshape(shape)
     told = sections.change, sections.first_table, model.card.scales
     if coder.is_fast(sections.options.entropy_backend):
-        symbols = context_fast.quantise(cells, per_step, means, tables, *told, *model.costs.thresholds)
+        symbols = context_fast.quantise(cells, first, per_step, means, tables, *told, *model.costs.thresholds)
     else:
         rounding = context_steps.unchanged(tables, *told) if sections.change.any() else tables
-        scaled = cells * per_step[:, None, :, None]
+        scaled = cells[:, first : first + mean.shape[1]] * per_step[:, None, :, None]
         symbols = context_steps.quantise(scaled, means, rounding, *model.costs.thresholds)
-    return symbols.reshape(latents.shape)
+    return symbols.reshape(mean.shape)
 
 
 def decode_parts(walk: Walk, parts: Sequence[Buffer]) -> NDArray[np.float32]:

@@ -60,6 +60,7 @@ def leave(latents: NDArray[np.float32], total: NDArray[np.float32], gain: NDArra
 
 def quantise(
     latents: NDArray[np.float32],
+    first_place: int,
     per_step: NDArray[np.float32],
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
@@ -69,14 +70,14 @@ def quantise(
     first: NDArray[np.float32],
     further: NDArray[np.float32],
 ) -> Symbols:
-    """Integers nearest to latents ``(n, places, C, cells)`` times `per_step` ``(n, C)`` less their means.
+    """Integers nearest to latents ``(n, all places, C, cells)`` times `per_step` ``(n, C)`` less a group's means.
 
     See `context_steps.quantise`, and `context_steps.unchanged` for the tables that decide how they are rounded.
     """
-    symbols = np.empty(latents.shape, np.int32)
+    symbols = np.empty(mean.shape, np.int32)
     given = np.ascontiguousarray(mean), np.ascontiguousarray(table)
     thresholds = first, np.float32(1) - further
-    _kernels().quantise(latents, per_step, *given, change, first_table, scales, *thresholds, symbols)
+    _kernels().quantise(latents, first_place, per_step, *given, change, first_table, scales, *thresholds, symbols)
     return symbols
 
 
@@ -181,6 +182,7 @@ def _leave(
 
 def _quantise(
     latents: NDArray[np.float32],
+    first_place: int,
     per_step: NDArray[np.float32],
     mean: NDArray[np.float32],
     table: NDArray[np.uint8],
@@ -196,7 +198,7 @@ def _quantise(
         for place in range(places):
             for channel in range(channels):
                 factor = per_step[i, channel]
-                given, out = latents[i, place, channel], symbols[i, place, channel]
+                given, out = latents[i, first_place + place, channel], symbols[i, place, channel]
                 means, tables = mean[i, place, channel], table[i, place, channel]
                 added, lowest = np.int32(change[i, channel]), np.int32(first_table[i, channel]) + np.int32(1)
                 highest = lowest + np.int32(scales) - np.int32(1)
@@ -271,10 +273,10 @@ def _kernels() -> _Kernels:
     expect = nothing(*given, cells, i64, *results)
     lists = i64[::1]
     refer = nothing(real[:, ::1], lists, lists, real[:, ::1])
-    strided = numba.types.Array(real, 4, "A", readonly=True)
-    leave = nothing(strided, strided, channels, cells)
+    leave = nothing(cells, cells, channels, cells)
     quantise = nothing(
-        strided,
+        cells,
+        i64,
         channels,
         cells,
         byte[:, :, :, ::1],

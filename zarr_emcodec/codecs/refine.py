@@ -161,8 +161,7 @@ class _Descent:
         in_steps = np.ones((1, card.channels), np.float32)
 
         def decide(number: int, mean: NDArray[np.float32], table: NDArray[np.uint8]) -> NDArray[np.int32]:
-            mine = values[:, bounds[number] : bounds[number + 1]]
-            symbols = quantise_in_context(mine, in_steps, mean, table, sections)
+            symbols = quantise_in_context(values, bounds[number], in_steps, mean, table, sections)
             found.append((mean * np.float32(1 / FRACTION), table, symbols))
             return symbols
 
