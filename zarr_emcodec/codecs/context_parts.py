@@ -121,6 +121,8 @@ class _OneStream:
             self._feeds.append(Feed(rest, stated, model.tables, backend=options.entropy_backend))
 
     def take(self, table: NDArray[np.uint8], rows: Sequence[slice]) -> Symbols:
+        if len(self._feeds) == 1:
+            return self._feeds[0].take(np.ascontiguousarray(table).reshape(-1)).reshape(table.shape)
         symbols = np.empty(table.shape, np.int32)
         for feed, run in zip(self._feeds, rows, strict=True):
             if run.stop > run.start:

@@ -179,7 +179,8 @@ def whole_runs(n: int, grid: Shape, cell_voxels: int, options: Options) -> list[
     voxels = math.prod(grid) * cell_voxels
     if voxels > call_voxels(len(grid), options.block_voxels):
         return []
-    many = max(1, options.block_voxels // voxels)
+    # half a block where several fit: what more sections hold within a network leaves the processor's caches
+    many = max(1, options.block_voxels // (2 * voxels))
     return [slice(i, min(i + many, n)) for i in range(0, n, many)]
 
 
