@@ -37,11 +37,9 @@ def predict(
 ) -> None:
     """Fill in means and tables of a group; see `context_steps.predict`."""
     # bytes, so that they are combined with tables without a branch
-    given = out, unit, scale, first_table, scales, stored.view(np.uint8)
-    if references is None:
-        _kernels().predict(*given, mean, table)
-    else:
-        _kernels().expect(*given, references, first, mean, table)
+    _kernels().predict(out, unit, scale, first_table, scales, stored.view(np.uint8), mean, table)
+    if references is not None:
+        _kernels().expect(out, references, first, mean)
 
 
 def refer(values: NDArray[np.float32], before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -123,37 +121,19 @@ def _predict(
                     table[i, place, channel, cell] = number * np.int32(stored[place, cell])
 
 
-def _expect(
-    out: NDArray[np.float32],
-    unit: NDArray[np.float32],
-    scale: NDArray[np.int16],
-    first_table: NDArray[np.int16],
-    scales: int,
-    stored: NDArray[np.uint8],
-    references: NDArray[np.float32],
-    first_place: int,
-    mean: NDArray[np.float32],
-    table: NDArray[np.uint8],
-) -> None:
-    """`_predict`, and to the means what latents are expected to have of their references."""
+def _expect(out: NDArray[np.float32], references: NDArray[np.float32], first: int, mean: NDArray[np.float32]) -> None:
     n, places, _, channels, cells = out.shape
-    last = np.int32(scales)
     for i in range(n):
         for place in range(places):
             for channel in range(channels):
-                factor = unit[i, channel]
-                start, first = np.int32(scale[i, channel]), np.int32(first_table[i, channel])
-                known = references[i, first_place + place, channel]
+                # rows, so that the loop over them is one that compilers take several steps of at once
+                gate, known = out[i, place, 2, channel], references[i, first + place, channel]
+                own = mean[i, place, channel]
                 for cell in range(cells):
-                    gated = np.int32(out[i, place, 2, channel, cell]) * np.int32(known[cell])
-                    own = np.int32(np.floor(out[i, place, 0, channel, cell] * factor + _HALF))
-                    moved = own + ((gated + _GATE_HALF) >> _GATE_ALL)
+                    gated = np.int32(gate[cell]) * np.int32(known[cell])
+                    moved = np.int32(own[cell]) + ((gated + _GATE_HALF) >> _GATE_ALL)
                     moved = moved if moved < _FARTHEST else _FARTHEST
-                    mean[i, place, channel, cell] = np.float32(moved if moved > -_FARTHEST else -_FARTHEST)
-                    index = np.int32(out[i, place, 1, channel, cell]) + start
-                    number = (index if index < last else last) + first
-                    number = number if index > 0 else np.int32(0)
-                    table[i, place, channel, cell] = number * np.int32(stored[place, cell])
+                    own[cell] = np.float32(moved if moved > -_FARTHEST else -_FARTHEST)
 
 
 def _refer(
@@ -267,26 +247,14 @@ def _kernels() -> _Kernels:
     real, small, byte = numba.float32, numba.int16, numba.uint8
     channels = real[:, ::1]
     indices, cells = small[:, ::1], real[:, :, :, ::1]
-    given = real[:, :, :, :, ::1], channels, indices, indices, i64, byte[:, ::1]
-    results = cells, byte[:, :, :, ::1]
-    predict = nothing(*given, *results)
-    expect = nothing(*given, cells, i64, *results)
+    outputs, tables = real[:, :, :, :, ::1], byte[:, :, :, ::1]
+    predict = nothing(outputs, channels, indices, indices, i64, byte[:, ::1], cells, tables)
+    expect = nothing(outputs, cells, i64, cells)
     lists = i64[::1]
     refer = nothing(real[:, ::1], lists, lists, real[:, ::1])
     leave = nothing(cells, cells, channels, cells)
-    quantise = nothing(
-        cells,
-        i64,
-        channels,
-        cells,
-        byte[:, :, :, ::1],
-        indices,
-        indices,
-        i64,
-        real[::1],
-        real[::1],
-        whole[:, :, :, ::1],
-    )
+    thresholds = real[::1], real[::1]
+    quantise = nothing(cells, i64, channels, cells, tables, indices, indices, i64, *thresholds, whole[:, :, :, ::1])
     value = nothing(whole[:, :, ::1], real[:, :, ::1], real[:, :, ::1])
     learn = nothing(whole[:, :, ::1], real[:, :, ::1], real[::1], real[:, :, ::1], real[:, :, ::1])
     return _Kernels(

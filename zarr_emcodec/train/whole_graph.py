@@ -1,7 +1,7 @@
 """Networks of whole numbers as ONNX: nodes put together by hand, so that nothing but matrices is left to a runtime.
 
-A window of cells is laid out by slices and multiplied as one matrix: a runtime may choose among algorithms for a wide
-convolution (Winograd, Fourier) that are not exact for integers, and has none to choose for a matrix.
+A window of cells is laid out by slices and multiplied as one matrix, a pointwise convolution: for a wide one a runtime
+may choose among algorithms (Winograd, Fourier) that are not exact for integers, and for this there are none to choose.
 """
 
 from __future__ import annotations
