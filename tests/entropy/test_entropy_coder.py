@@ -132,6 +132,15 @@ def test_the_cost_told_is_the_size_of_the_streams_whatever_the_backend() -> None
     assert coder.cost_bits([(ONE[:0].astype(np.int32), ONE[:0]), (np.zeros(3, np.int32), 0 * ONE)], TABLES) == 0
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_symbols_that_are_not_stored_cost_nothing_and_must_be_zero(backend: Any) -> None:
+    index = np.array([0, 1, 0], np.uint8)
+    alone = coder.cost_bits([(np.zeros(1, np.int32), index[1:2])], TABLES, backend=backend)
+    assert coder.cost_bits([(np.zeros(3, np.int32), index)], TABLES, backend=backend) == alone
+    with pytest.raises(SpecError, match="not stored"):
+        coder.cost_bits([(np.array([0, 0, 1], np.int32), index)], TABLES, backend=backend)
+
+
 def test_rate_is_that_of_an_independent_coder() -> None:
     constriction = pytest.importorskip("constriction", reason="constriction is the oracle of the rate")
     symbols, index = laplace(100_000, seed=1)

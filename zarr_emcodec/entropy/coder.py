@@ -131,10 +131,13 @@ def cost_bits(
     float
         Code lengths by the tables, each escaped value counted with its shortest form; no heads, no lane states.
     """
-    look_up = fast.look_up if is_fast(backend) else _look_up
-    coded = [look_up(*item, tables) for item in items]
-    units = sum(c.cost_units for c in coded)
-    return units / (1 << COST_SHIFT) + ESCAPE_BITS_MIN * sum(len(c.escaped) for c in coded)
+    if is_fast(backend):
+        found = [fast.cost(*item, tables) for item in items]
+    else:
+        coded = [_look_up(*item, tables) for item in items]
+        found = [(c.cost_units, len(c.escaped)) for c in coded]
+    units, n_escaped = sum(units for units, _ in found), sum(escaped for _, escaped in found)
+    return float(units / (1 << COST_SHIFT) + ESCAPE_BITS_MIN * n_escaped)
 
 
 def _encode_in_lanes(items: Sequence[tuple[Symbols, NDArray[Any]]], tables: Tables) -> list[bytes]:

@@ -61,9 +61,28 @@ def look_up(symbols: Symbols, index: NDArray[Any], tables: Tables) -> Coded:
     given = np.require(symbols, np.int32, ["C", "A"]), np.require(index, None, ["C", "A"])
     n_coded, n_escaped, units, bits = _kernels().look_up(*given, *shares, *sizes, freqs, starts, escaped)
     if n_coded < 0:
-        raise SpecError("symbols of table 0 must be zero: they are not stored.", name="symbols")
+        raise _skipped_symbol()
     places = escaped[:n_escaped]
     return Coded(freqs[:n_coded], starts[:n_coded], units, bits, given[0][places], index[places].astype(np.int64))
+
+
+def cost(symbols: Symbols, index: NDArray[Any], tables: Tables) -> tuple[int, int]:
+    """Length of a stream of these symbols in the units of ``cost_units``, and how many of them are escaped.
+
+    Raises
+    ------
+    SpecError
+        If a symbol of table 0 is not zero.
+    """
+    given = np.require(symbols, np.int32, ["C", "A"]), np.require(index, None, ["C", "A"])
+    units, n_escaped = _kernels().cost(*given, tables.cost_units, tables.lows, tables.sizes, tables.modes)
+    if units < 0:
+        raise _skipped_symbol()
+    return units, n_escaped
+
+
+def _skipped_symbol() -> SpecError:
+    return SpecError("symbols of table 0 must be zero: they are not stored.", name="symbols")
 
 
 def encode_streams(jobs: Sequence[EncodeJob], precision: int) -> list[Encoded]:
@@ -137,6 +156,33 @@ def _look_up(
         bits += field_bits[t]
         place += 1
     return place, n_escaped, units, bits
+
+
+def _cost(
+    symbols: NDArray[np.int32],
+    index: NDArray[Any],
+    costs: NDArray[np.int64],
+    lows: NDArray[np.int16],
+    sizes: NDArray[np.int16],
+    modes: NDArray[np.int64],
+) -> tuple[int, int]:
+    """What symbols cost, and how many are escaped; -1 where one without a table is not zero."""
+    n_escaped = units = 0
+    for i in range(len(symbols)):
+        t = index[i]
+        symbol = np.int64(symbols[i])
+        if t == 0:
+            if symbol != 0:
+                return -1, 0
+        elif symbol == modes[t, 0]:
+            units += modes[t, 3]
+        else:
+            column = symbol - lows[t]
+            if column < 0 or column >= sizes[t] - 1:
+                column = np.int64(sizes[t] - 1)
+                n_escaped += 1
+            units += costs[t, column]
+    return units, n_escaped
 
 
 def _encode(
@@ -218,6 +264,7 @@ def _decode(
 
 class _Kernels(NamedTuple):
     look_up: Callable[..., tuple[int, int, int, int]]
+    cost: Callable[..., tuple[int, int]]
     encode: Callable[..., int]
     decode: Callable[..., tuple[int, int]]
 
@@ -241,6 +288,10 @@ def _kernels() -> _Kernels:
         )
         for kind in (numba.uint8, u16)
     ]
+    cost = [
+        numba.types.UniTuple(i64, 2)(given(numba.int32), given(kind), given(i64, 2), *sizes, modes)
+        for kind in (numba.uint8, u16)
+    ]
     encode = i64(u32[::1], u32[::1], u32[::1], u16[::1], i64)
     decode = [
         numba.types.UniTuple(i64, 2)(
@@ -248,7 +299,9 @@ def _kernels() -> _Kernels:
         )
         for kind in (numba.uint8, u16)
     ]
-    return _Kernels(compiled(_look_up, look_up), compiled(_encode, encode), compiled(_decode, decode))
+    return _Kernels(
+        compiled(_look_up, look_up), compiled(_cost, cost), compiled(_encode, encode), compiled(_decode, decode)
+    )
 
 
 def import_numba() -> Any:
