@@ -89,7 +89,7 @@ def test_parts_in_each_others_place() -> None:
     # of two chunks: a part proves nothing of whose it is, as long as it holds what its tables mean
     other = unpack(context.encode(fibsem()[20:25, :21, :40], STACK))
     mine = unpack(frames()["stack"])
-    found = pack(replace(mine, sections=(mine.sections[0], other.sections[1]), setting=other.setting))
+    found = pack(replace(mine, sections=other.sections, setting=other.setting))
     assert np.array_equal(decode_many([found])[0], decode_many([pack(other)])[0])
     level = (other.setting + 9) % 64
     assert attempt(pack(replace(mine, sections=other.sections, setting=level))) in REFUSED | {"decoded"}

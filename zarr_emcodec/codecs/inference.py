@@ -171,16 +171,24 @@ def call_voxels(ndim: int, block_voxels: int) -> int:
     return block_voxels * (VOLUME_BLOCKS if ndim == 3 else 1)
 
 
+def run_voxels(voxels: int, ndim: int, block_voxels: int) -> int:
+    """Voxels that go through a network at once, of sections or volumes of so many each.
+
+    Half a block where several fit: what more sections hold within a network leaves the processor's caches.
+    """
+    limit = call_voxels(ndim, block_voxels)
+    return limit if voxels > limit else voxels * max(1, block_voxels // (2 * voxels))
+
+
 def whole_runs(n: int, grid: Shape, cell_voxels: int, options: Options) -> list[slice]:
     """Runs of n whole sections or volumes that go through a call together; none where not one fits.
 
     As of `in_pieces`; of volumes that fill ``block_voxels`` each is a call.
     """
     voxels = math.prod(grid) * cell_voxels
-    if voxels > call_voxels(len(grid), options.block_voxels):
+    many = run_voxels(voxels, len(grid), options.block_voxels) // voxels
+    if not many:
         return []
-    # half a block where several fit: what more sections hold within a network leaves the processor's caches
-    many = max(1, options.block_voxels // (2 * voxels))
     return [slice(i, min(i + many, n)) for i in range(0, n, many)]
 
 
