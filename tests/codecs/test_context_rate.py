@@ -79,6 +79,6 @@ def test_a_first_guess_far_off_costs_nothing(name: str, monkeypatch: pytest.Monk
     far = encode(fibsem(), name, ratio=40)
     if name != STACK:
         assert far == near
-    # probed a level beside, those that refer to others may leave out other hyper-latents: worth their bits, or nearly so
+    # probed a level beside, those that refer to others may leave out other hyper-latents, or nearly worthless ones
     assert unpack(far).setting == unpack(near).setting
     assert len(far) == pytest.approx(len(near), rel=0.005)
